@@ -1,0 +1,31 @@
+# `make session9` trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: test session9 publish colab clean
+.DELETE_ON_ERROR:
+
+# DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
+session9: $(VENV)/.ready
+	$(RUN) -m utils.execute 9
+
+test: $(VENV)/.ready
+	$(RUN) -m pytest --nbval-lax
+
+# make publish SESSION=9: show the run of runs/session9 in the repository
+publish: $(VENV)/.ready
+	$(RUN) -m utils.publish $(SESSION)
+
+# make colab REPO=owner/name: the address that badges and setup cells use
+colab:
+	@test -n "$(REPO)" || { echo "usage: make colab REPO=owner/name"; exit 2; }
+	sed -i.bak -E 's#github(\.com)?/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#github\1/$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
+
+$(VENV)/.ready: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -r requirements.txt -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

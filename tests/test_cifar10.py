@@ -1,0 +1,202 @@
+"""CIFAR-10's archive, found or downloaded, from servers on this machine that behave well and badly."""
+
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from utils import cifar10, data
+from utils.errors import DataError
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """The bytes of a small archive in CIFAR-10's form, which torchvision takes for the real one."""
+    rng, folder = np.random.default_rng(0), tmp_path / "make" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name in names:
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CIFAR10_CLASSES}))
+    with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as file:
+        file.add(folder, folder.name)
+    content = (tmp_path / "made.tar.gz").read_bytes()
+    sums = [[name, md5((folder / name).read_bytes())] for name in names]
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5((folder / "batches.meta").read_bytes())})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    monkeypatch.setattr(cifar10, "SIZE", len(content))
+    monkeypatch.setattr(cifar10, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(cifar10, "WINDOW_S", 0.5)
+    return content
+
+
+@pytest.fixture
+def mirrors(archive, monkeypatch):
+    """A server whose paths are mirrors: good, missing, wrong, half, stalls, crawls; and one that is closed."""
+    asked, leave = [], threading.Event()
+
+    class Mirror(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            kind = self.path.strip("/")
+            asked.append(kind)
+            if kind == "missing":
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(archive)))
+            self.end_headers()
+            try:
+                if kind == "good":
+                    self.wfile.write(archive)
+                elif kind == "wrong":
+                    self.wfile.write(bytes(len(archive)))
+                elif kind == "half":
+                    self.wfile.write(archive[: len(archive) // 2])
+                elif kind == "stalls":
+                    self.wfile.write(archive[:1000])
+                    leave.wait(10)
+                elif kind == "crawls":
+                    for byte in archive:
+                        self.wfile.write(bytes([byte]))
+                        if leave.wait(0.05):
+                            return
+            except OSError:
+                pass  # the client had enough
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def use(*kinds):
+        base = f"http://127.0.0.1:{server.server_port}"
+        urls = ["http://127.0.0.1:1/closed" if kind == "closed" else f"{base}/{kind}" for kind in kinds]
+        monkeypatch.setattr(cifar10, "MIRRORS", tuple(urls))
+        return asked
+
+    yield use
+    leave.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def left_over(root):
+    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+
+
+def test_archive_found(root, archive, mirrors):
+    asked = mirrors("good")
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)
+    found = data.load_data("cifar10")
+    assert asked == []
+    assert found.name == "CIFAR-10" and found.classes == tuple(data.CIFAR10_CLASSES)
+    assert found.train_images.shape == (100, 3, 32, 32) and found.train_images.dtype == torch.uint8
+    assert found.test_images.shape == (20, 3, 32, 32) and found.test_labels.dtype == torch.int64
+    assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    image, label = CIFAR10(root, train=False)[3]
+    assert np.array_equal(found.test_images[3], np.asarray(image).transpose(2, 0, 1)) and label == found.test_labels[3]
+
+
+def test_unpacked_folder_found_without_the_archive(root, archive, mirrors):
+    mirrors("good")
+    data.load_data("cifar10")
+    (root / "cifar-10-python.tar.gz").unlink()
+    asked = mirrors()
+    data.load_data("cifar10")
+    assert asked == ["good"]
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        ("closed", "127.0.0.1: Connection refused"),
+        ("missing", "HTTP 404 Not Found"),
+        ("wrong", "not the archive (wrong MD5)"),
+        ("half", "not the archive (wrong MD5)"),
+        ("stalls", "no answer within 0.5 s"),
+        ("crawls", "too slow (0 kB/s)"),
+    ],
+)
+def test_next_mirror_when_one_fails(root, mirrors, capsys, bad, reason):
+    mirrors(bad, "good")
+    assert data.load_data("cifar10").name == "CIFAR-10"
+    assert reason in capsys.readouterr().out
+    assert left_over(root) == ["cifar-10-batches-py", "cifar-10-python.tar.gz"]
+
+
+def test_no_mirror_serves_it(root, mirrors):
+    mirrors("closed", "missing", "half")
+    with pytest.raises(DataError) as caught:
+        data.load_data("cifar10")
+    message = str(caught.value)
+    assert "CIFAR-10 could not be had" in message and "\n" not in message
+    for part in ("Connection refused", "HTTP 404", "wrong MD5", "(1) download", "(2) set DATA to a folder", "(3) set DATA=digits"):
+        assert part in message
+    assert left_over(root) == []
+
+
+def test_auto_falls_back_to_digits_and_says_so(root, mirrors, capsys):
+    mirrors("closed")
+    assert data.load_data("auto").name == "digits"
+    shown = capsys.readouterr().out
+    assert "NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD" in shown and "Connection refused" in shown
+
+
+def test_wrong_archive_is_replaced(root, archive, mirrors, capsys):
+    mirrors("good")
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(archive[:-100])
+    assert data.load_data("cifar10").name == "CIFAR-10"
+    assert "its MD5 differs" in capsys.readouterr().out
+    assert (root / "cifar-10-python.tar.gz").read_bytes() == archive
+
+
+def test_damaged_folder_is_unpacked_anew(root, archive, mirrors):
+    mirrors("good")
+    data.load_data("cifar10")
+    (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"half")
+    asked = mirrors()
+    assert data.load_data("cifar10").name == "CIFAR-10"
+    assert asked == ["good"]
+
+
+def test_data_root_that_cannot_be_made(tmp_path, monkeypatch, mirrors):
+    mirrors("good")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "file" / "data"))
+    with pytest.raises(DataError, match="cannot be written .*: set DATA_ROOT to a folder with 400 MB free"):
+        data.load_data("cifar10")
+
+
+@pytest.mark.parametrize("where", ["download", "unpack"])
+def test_full_or_read_only_disk(root, mirrors, monkeypatch, where):
+    mirrors("good", "good")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cifar10, "open" if where == "download" else "extract_archive", full, raising=False)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): set DATA_ROOT"):
+        data.load_data("cifar10")
+    assert left_over(root) == ([] if where == "download" else ["cifar-10-python.tar.gz"])

@@ -1,0 +1,111 @@
+"""Session 9's network: the assignment's numbers, its attention, and the signal that must survive it."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchinfo import summary
+
+from models.model9 import TransformerModel, UltimusBlock
+from utils.summary import model_table
+
+
+def test_parameters_and_mult_adds_are_the_assignments():
+    statistics = summary(TransformerModel(), input_size=(20, 3, 32, 32), verbose=0)
+    assert statistics.total_params == statistics.trainable_params == 26_064
+    assert f"{statistics.total_mult_adds / 1e6:.2f}" == "388.44"
+
+
+def test_table_has_the_columns_of_the_reference():
+    table = model_table(TransformerModel())
+    for column in ("Kernel Shape", "Input Shape", "Output Shape", "Param #", "Mult-Adds", "Trainable"):
+        assert column in table
+    assert "(var_name)" in table and "fc_k" in table
+    assert "Total params: 26,064" in table
+    assert "Total mult-adds (M): 388.44" in table
+    assert "Units." not in table
+
+
+def test_shapes_through_every_stage():
+    model, images = TransformerModel(), torch.rand(5, 3, 32, 32)
+    features = model.conv_block(images)
+    assert features.shape == (5, 48, 32, 32)
+    x = model.gap(features).flatten(1)
+    assert x.shape == (5, 48)
+    for block in model.ultimus_blocks:
+        assert block.attention(x).shape == (5, 8, 8)
+        assert [layer(x).shape for layer in (block.fc_k, block.fc_q, block.fc_v)] == [(5, 8)] * 3
+        x = block(x)
+        assert x.shape == (5, 48)
+    assert model.final_fc(x).shape == model(images).shape == (5, 10)
+    assert len(model.ultimus_blocks) == 4 and model.final_fc.bias is None
+
+
+def test_dropout_follows_every_convolution():
+    model = TransformerModel(dropout=0.3)
+    assert [layer.p for layer in model.conv_block if isinstance(layer, torch.nn.Dropout)] == [0.3] * 3
+
+
+@torch.no_grad()
+def test_block_equals_a_plain_loop_over_images():
+    torch.manual_seed(0)
+    block, x = UltimusBlock().double(), torch.randn(6, 48, dtype=torch.float64)
+    expected = torch.empty(6, 48, dtype=torch.float64)
+    for n in range(6):
+        k, q, v = ([sum(w * e for w, e in zip(row, x[n])) + b for row, b in zip(layer.weight, layer.bias)]
+                   for layer in (block.fc_k, block.fc_q, block.fc_v))  # fmt: skip
+        am = []  # row i: softmax over j of q_i k_j, divided by √8
+        for i in range(8):
+            powers = [math.exp(q[i] * k[j]) for j in range(8)]
+            am.append([power / sum(powers) / math.sqrt(8) for power in powers])
+        z = [sum(v[i] * am[i][j] for i in range(8)) for j in range(8)]
+        for row in range(48):
+            expected[n, row] = sum(block.fc_out.weight[row, j] * z[j] for j in range(8)) + block.fc_out.bias[row]
+    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_rows_sum_to_one_over_root_eight():
+    block = UltimusBlock()
+    sums = block.attention(torch.randn(4, 48)).sum(dim=-1)
+    torch.testing.assert_close(sums, torch.full((4, 8), 1 / math.sqrt(8)))
+
+
+def test_an_images_logits_do_not_depend_on_its_neighbours():
+    torch.manual_seed(0)
+    model = TransformerModel().double().eval()
+    image, others = torch.rand(1, 3, 32, 32).double(), torch.rand(2, 7, 3, 32, 32).double()
+    first, second = (model(torch.cat([image, other]))[0] for other in others)
+    torch.testing.assert_close(first, model(image)[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
+
+
+def effective_rank(x: torch.Tensor) -> int:
+    """Directions that carry at least a twentieth of the strongest one, the mean removed."""
+    values = torch.linalg.svdvals(x - x.mean(dim=0))
+    return int((values > values[0] / 20).sum()) if values[0] > 1e-3 else 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_signal_survives_the_four_blocks(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(512, 48)
+    with torch.no_grad():
+        assert effective_rank(TransformerModel().ultimus_blocks(x)) >= 6
+        assert effective_rank(TransformerModel(init="pytorch").ultimus_blocks(x)) <= 1
+
+
+def test_gradients_reach_the_first_convolution():
+    torch.manual_seed(0)
+    images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
+    norms = {}
+    for init in ("near_isometry", "pytorch"):
+        model = TransformerModel(init=init)
+        F.cross_entropy(model(images), labels).backward()
+        norms[init] = model.conv_block[0].weight.grad.norm().item()
+    assert norms["near_isometry"] > 100 * norms["pytorch"]
+
+
+def test_unknown_initialisation_is_refused():
+    with pytest.raises(ValueError, match='init is \'xavier\'.*"near_isometry" or "pytorch"'):
+        TransformerModel(init="xavier")

@@ -1,0 +1,98 @@
+"""The LR finder leaves no trace; the one-cycle policy starts, tops and ends where it should."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from utils.errors import TrainingError
+from utils.recipes import SESSION9, Recipe
+from utils.schedule import find_lr, one_cycle
+
+
+@pytest.fixture
+def problem():
+    """A small network with BatchNorm and Dropout, and three separable classes."""
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 3
+    points = torch.randn(600, 3) + 3 * nn.functional.one_hot(labels, 3)
+    model = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
+    return model, DataLoader(TensorDataset(points, labels), batch_size=50, shuffle=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_finder_puts_everything_back(problem, training):
+    model, loader = problem
+    model.train(training)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
+    before, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    random_state = torch.get_rng_state()
+    search = find_lr(model, optimizer, loader, Accelerator())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training is training
+    assert optimizer.state_dict() == settings
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
+
+
+def test_finder_suggests_where_the_loss_falls(problem):
+    model, loader = problem
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, Accelerator())
+    assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] <= 1
+    assert 1e-3 < search.suggestion < 0.5
+    at = search.lrs.index(search.suggestion)
+    assert search.losses[at + 3] < search.losses[at - 3]
+
+
+def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
+    model, loader = problem
+
+    class Fragile(nn.Module):
+        """Answers NaN once its weights have moved far: after divergence."""
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.start = model, model[0].weight.detach().clone()
+
+        def forward(self, x):
+            return self.net(x) / ((self.net[0].weight - self.start).abs().max() < 1).float().log().exp()
+
+    fragile = Fragile()
+    search = find_lr(fragile, torch.optim.SGD(fragile.parameters(), lr=1), loader, Accelerator())
+    assert torch.tensor(search.losses).isfinite().all()
+    assert 1e-3 < search.suggestion <= 1
+
+
+def test_finder_says_that_the_data_are_wrong():
+    loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
+    model = nn.Linear(3, 2)
+    with pytest.raises(TrainingError, match="infinite after 0 of 100 steps: check the images"):
+        find_lr(model, torch.optim.Adam(model.parameters()), loader, Accelerator())
+
+
+@pytest.mark.parametrize("epochs, top_epoch, batches", [(24, 5, 98), (2, 1, 21), (20, 1, 3), (3, 2, 1)])
+def test_one_cycle(epochs, top_epoch, batches):
+    recipe = Recipe(session=9, epochs=epochs, top_epoch=top_epoch, batch_size=512, crop_padding=0, cutout=0)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    scheduler = one_cycle(optimizer, max_lr=0.02, recipe=recipe, batches=batches)
+    lrs = []
+    for _ in range(epochs * batches):
+        lrs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    lrs.append(scheduler.get_last_lr()[0])  # what the step after the last would use
+    top = top_epoch * batches - 1
+    assert max(range(len(lrs)), key=lrs.__getitem__) == top
+    assert lrs[top] == pytest.approx(0.02)
+    if top:
+        assert lrs[0] == pytest.approx(0.002)
+        rises = torch.tensor(lrs[: top + 1]).double().diff()
+        torch.testing.assert_close(rises, torch.full_like(rises, (0.02 - 0.002) / top))
+    falls = torch.tensor(lrs[top:]).double().diff()
+    torch.testing.assert_close(falls, falls.mean().expand_as(falls), rtol=1e-4, atol=1e-9)
+    assert lrs[-1] == pytest.approx(2e-6) and min(lrs) > 0
+    assert all(group["betas"] == (0.9, 0.999) for group in optimizer.param_groups)

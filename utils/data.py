@@ -1,0 +1,159 @@
+"""Where the images come from: CIFAR-10's own archive, a folder of images, or the embedded digits."""
+
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.datasets import CIFAR10
+
+from utils.cifar10 import MIRRORS, fetch_cifar10
+from utils.errors import DataError
+from utils.image_folder import read_images
+from utils.recipes import SMOKE
+
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training and test images of one data set, as bytes, and what it is called.
+
+    Shapes: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``. ``mean`` and ``std`` are per
+    channel, on the scale 0 to 1. ``name`` is what every log, picture and page says.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def is_cifar10(self) -> bool:
+        return self.name.startswith("CIFAR-10")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images "
+            f"of {len(self.classes)} classes ({', '.join(self.classes)})"
+        )
+
+
+def load_data(source: str | Path | None = None) -> ImageData:
+    """Training and test images of ``source``.
+
+    Args:
+        source: ``"cifar10"`` (the archive under ``$DATA_ROOT``, default ``data/``, downloaded if
+            absent), ``"digits"``, the path of a folder of images or of an archive of one, or
+            ``"auto"``: CIFAR-10 if it can be had, else the digits, with a notice. Default: the
+            environment's ``$DATA``, else ``"auto"``; in smoke mode always the digits.
+
+    Raises:
+        DataError: in one line, what is wrong with which file and what to do.
+    """
+    if source is None:
+        source = "digits" if SMOKE else os.environ.get("DATA") or "auto"
+    if source == "digits":
+        return load_digits()
+    if source == "cifar10":
+        return load_cifar10()
+    if source == "auto":
+        try:
+            return load_cifar10()
+        except DataError as error:
+            print(notice(str(error)), flush=True)
+            return load_digits()
+    return load_folder(Path(source))
+
+
+def load_cifar10() -> ImageData:
+    """CIFAR-10 from its own archive, read by torchvision."""
+    root = Path(os.environ.get("DATA_ROOT") or "data")
+    try:
+        fetch_cifar10(root)
+    except DataError as error:
+        raise DataError(
+            f"CIFAR-10 could not be had: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
+            f"into {root}/; (2) set DATA to a folder of images, train/<class>/*.png and test/<class>/*.png, "
+            "or to a .tar, .tar.gz, .tar.xz or .zip of one; (3) set DATA=digits to train on handwritten digits."
+        ) from error
+    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
+    return ImageData(
+        "CIFAR-10",
+        tuple(train.classes),
+        as_tensor(train.data),
+        torch.tensor(train.targets),
+        as_tensor(test.data),
+        torch.tensor(test.targets),
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+    )
+
+
+def load_folder(path: Path) -> ImageData:
+    """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
+
+    It is called CIFAR-10 only if it has CIFAR-10's classes and counts, and then as a copy.
+    """
+    found = read_images(path)
+    train_labels, test_labels = found.train_labels, found.test_labels
+    counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
+    if found.classes == CIFAR10_CLASSES and counts == [[5000] * 10, [1000] * 10]:
+        name, mean, std = f"CIFAR-10 ({found.kind} copy)", CIFAR10_MEAN, CIFAR10_STD
+    else:
+        name = f"{path.resolve().name} (folder of images)"
+        mean, std = channel_statistics(found.train_images)
+    return ImageData(
+        name, tuple(found.classes), found.train_images, train_labels, found.test_images, test_labels, mean, std
+    )
+
+
+def load_digits() -> ImageData:
+    """scikit-learn's 1,797 handwritten digits, 8×8 grey → 32×32 RGB, split 80/20 by a fixed seed."""
+    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = sklearn_digits()
+    grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] * (255 / 16)  # (1797, 1, 8, 8)
+    grey = F.interpolate(grey, size=(32, 32), mode="bilinear")  # (1797, 1, 32, 32)
+    images = grey.round().to(torch.uint8).repeat(1, 3, 1, 1)  # (1797, 3, 32, 32)
+    labels = torch.tensor(digits.target)
+    train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    mean, std = channel_statistics(images[train])
+    classes = tuple(str(name) for name in digits.target_names)
+    return ImageData("digits", classes, images[train], labels[train], images[test], labels[test], mean, std)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, on the scale 0 to 1, of uint8 ``(N, 3, H, W)``.
+
+    Counted level by level, so that no float copy of the images is made.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    shares = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    shares = shares.double() / shares.sum(1, keepdim=True)  # (3, 256)
+    mean = shares @ levels
+    std = (shares @ levels**2 - mean**2).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def as_tensor(images) -> Tensor:
+    """NumPy uint8 ``(N, 32, 32, 3)`` → tensor uint8 ``(N, 3, 32, 32)``."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def notice(reason: str) -> str:
+    """The frame that says that the digits stand in for CIFAR-10."""
+    text = textwrap.fill(reason, 92)
+    lines = ["NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD", "", *text.splitlines()]
+    lines += ["", "Every log, figure and picture that follows is about the digits."]
+    return "\n".join(["#" * 98, *(f"#  {line:<93} #" for line in lines), "#" * 98])

@@ -1,0 +1,42 @@
+"""Which device and which precision: Hugging Face accelerate carries both through the loop."""
+
+import platform
+
+import torch
+from accelerate import Accelerator
+
+
+def make_accelerator() -> Accelerator:
+    """The machine's GPU if it has one, else its CPU, in the fastest precision that is safe there."""
+    return Accelerator(mixed_precision=fastest_precision())
+
+
+def fastest_precision() -> str:
+    """``"bf16"`` where the hardware computes in bfloat16, ``"fp16"`` on older GPUs, else ``"no"``.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16, many times slower than float32.
+    """
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.backends.mps.is_available():
+        return "no"
+    # PyTorch names these two checks privately; an older version may lack them
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "no"
+
+
+def describe(accelerator: Accelerator) -> str:
+    """Hardware and precision, as logs and pages name them: "AMD EPYC, 2 threads, bfloat16"."""
+    precision = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, "float32")
+    if accelerator.device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, {precision}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {precision}"
+
+
+def cpu_name() -> str:
+    """The processor's name; the bare architecture where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

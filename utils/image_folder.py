@@ -1,0 +1,190 @@
+"""A folder of images, or an archive of one, decoded once into tensors that are kept beside it.
+
+The form in which Kaggle and others pass CIFAR-10 on: ``train/<class>/*.png|jpg`` and
+``test/<class>/*.png|jpg``, at the top or inside one or more wrapping folders. An archive is read where
+it is; nothing is unpacked.
+"""
+
+import hashlib
+import io
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.errors import DataError
+from utils.files import replace_file
+
+SPLITS = ("train", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
+LAYOUT = "expected train/<class>/*.png|jpg and test/<class>/*.png|jpg"
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+
+Names = list[str]
+Reader = Callable[[str], bytes]
+
+
+@dataclass
+class FolderOfImages:
+    """What a folder holds. Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``."""
+
+    kind: str  # "JPEG" or "PNG"
+    classes: list[str]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def read_images(source: Path) -> FolderOfImages:
+    """The images of ``source``, a folder or an archive, from the cache beside it if that is up to date.
+
+    Raises:
+        DataError: in one line, which file is wrong in which way, and what to do.
+    """
+    if not source.exists():
+        raise DataError(f"{source} does not exist: set DATA to a folder or an archive of images.")
+    if source.is_file() and not source.name.lower().endswith(ARCHIVES):
+        raise DataError(f"{source} is no archive that can be read: give a folder or one of {', '.join(ARCHIVES)}.")
+    mark = fingerprint(source)
+    cache = source.resolve().with_name(source.resolve().name + ".cache.pt")
+    cached = load_cache(cache, mark)
+    if cached:
+        return cached
+    try:
+        with open_source(source) as (names, read):
+            found = decode(source, names, read)
+    except BROKEN as error:
+        reason = str(error).splitlines()[0].strip(":")
+        raise DataError(f"{source} is truncated or no archive of its kind ({reason}): fetch it anew.") from error
+    except OSError as error:
+        raise DataError(f"{source} cannot be read ({error.strerror or error}): check its permissions and disk.") from error
+    try:
+        replace_file(cache, lambda path: torch.save({"mark": mark, "found": vars(found)}, path))
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        print(f"The decoded images could not be kept in {cache.name} ({reason}): decoded again next time.", flush=True)
+    return found
+
+
+def fingerprint(source: Path) -> str:
+    """Changes when a file is added, removed, resized or written: names, sizes and times of all files."""
+    files = [source] if source.is_file() else [source / name for name in walk(source) if not name.endswith("/")]
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.relative_to(source.parent)}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def load_cache(cache: Path, mark: str) -> FolderOfImages | None:
+    """The cached images if they were decoded from what is there now; a broken cache counts as none."""
+    if not cache.exists():
+        return None
+    try:
+        content = torch.load(cache, weights_only=True, mmap=True)
+        return FolderOfImages(**content["found"]) if content["mark"] == mark else None
+    except Exception:  # whatever is wrong with a cache, the images are still there
+        return None
+
+
+@contextmanager
+def open_source(source: Path) -> Iterator[tuple[Names, Reader]]:
+    """Names inside ``source`` (folders end in "/") and a function that reads one."""
+    if source.is_dir():
+        yield walk(source), lambda name: (source / name).read_bytes()
+    elif source.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(source) as archive:
+            yield archive.namelist(), archive.read
+    else:
+        with tarfile.open(source) as archive:
+            members = {m.name + "/" * m.isdir(): m for m in archive.getmembers() if m.isfile() or m.isdir()}
+            yield list(members), lambda name: archive.extractfile(members[name]).read()
+
+
+def walk(folder: Path) -> Names:
+    """Names of all folders and files below ``folder``, relative to it."""
+    names = []
+    for where, folders, files in os.walk(folder):
+        base = Path(where).relative_to(folder)
+        names += [f"{(base / name).as_posix()}/" for name in folders]
+        names += [(base / name).as_posix() for name in files]
+    return sorted(names)
+
+
+def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
+    """Decode all images below ``source``, class by class in alphabetical order."""
+    files = classify(source, names)
+    classes = sorted(files["train"])
+    images, labels = {}, {}
+    total = sum(len(found) for split in SPLITS for found in files[split].values())
+    with tqdm(total=total, desc=f"Decoding {source.name}", unit=" images", ncols=100) as bar:
+        for split in SPLITS:
+            paths = [(path, label) for label, name in enumerate(classes) for path in sorted(files[split][name])]
+            pixels = np.empty((len(paths), 32, 32, 3), dtype=np.uint8)
+            for i, (path, _) in enumerate(paths):
+                pixels[i] = decode_image(f"{source}: {path}", read(path))
+                bar.update()
+            images[split] = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
+            labels[split] = torch.tensor([label for _, label in paths])
+    jpeg = any(path.lower().endswith((".jpg", ".jpeg")) for split in SPLITS for path in sum(files[split].values(), []))
+    kind = "JPEG" if jpeg else "PNG"
+    return FolderOfImages(kind, classes, images["train"], labels["train"], images["test"], labels["test"])
+
+
+def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
+    """Sort names into ``{split: {class: [file, …]}}``; DataError if the layout is not the expected one."""
+    files: dict[str, dict[str, Names]] = {split: {} for split in SPLITS}
+    tops = set()  # what wraps train/ and test/: () or ("cifar10",)
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{source} holds a path that leads outside it ({name}): do not use this archive.")
+        if any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            continue  # what file managers leave behind
+        folder = path if name.endswith("/") else path.parent
+        if len(folder.parts) < 2 or folder.parts[-2] not in SPLITS:
+            continue
+        *top, split, class_name = folder.parts
+        tops.add(tuple(top))
+        found = files[split].setdefault(class_name, [])
+        if folder != path and path.suffix.lower() in SUFFIXES:
+            found.append(name)
+    if any(PurePosixPath(name).name == "data_batch_1" for name in names):
+        raise DataError(f"{source} is CIFAR-10's own archive: put it into data/ (or $DATA_ROOT) and set DATA=cifar10.")
+    if len(tops) > 1:
+        raise DataError(f"{source} holds train/ and test/ {len(tops)} times: give the path of one of the copies.")
+    for split in SPLITS:
+        if not files[split]:
+            raise DataError(f"{source} has no {split}/<class>/ inside: {LAYOUT}.")
+        for class_name in sorted(files[split]):
+            if not files[split][class_name]:
+                raise DataError(f"{source}: class {split}/{class_name} is empty: add .png or .jpg images or remove it.")
+    odd = sorted(set(files["train"]) ^ set(files["test"]))
+    if odd:
+        raise DataError(f"{source}: train and test must have the same classes, only one of them has {', '.join(odd)}.")
+    return files
+
+
+def decode_image(name: str, content: bytes) -> np.ndarray:
+    """One 32×32 image as uint8 ``(32, 32, 3)``; grey and palette images become RGB."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.size != (32, 32):
+                width, height = image.size
+                raise DataError(f"{name} is {width}×{height} pixels: resize all images to 32×32 first.")
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+        raise DataError(f"{name} is no image that can be read: replace or remove it.") from error

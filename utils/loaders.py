@@ -1,0 +1,59 @@
+"""Batches of transformed images, made where the images lie, behind a standard DataLoader."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils.data import ImageData
+from utils.recipes import Recipe
+from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
+
+
+class BatchDataset(Dataset):
+    """Answers B indices at once with images ``(B, 3, 32, 32)`` and labels ``(B,)``.
+
+    A DataLoader asks a data set that has ``__getitems__`` for whole batches. Making 512 images at
+    once costs less than handing them over from one worker process.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[indices]), self.labels[indices]
+
+
+def train_transform(data: ImageData, recipe: Recipe) -> Compose:
+    """The assignment's chain: crop, flip, cutout, normalise."""
+    return Compose(
+        [
+            RandomCrop(32, padding=recipe.crop_padding),
+            RandomHorizontalFlip(),
+            CutOut(recipe.cutout, fill=data.mean),
+            Normalize(data.mean, data.std),
+        ]
+    )
+
+
+def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[DataLoader, DataLoader]:
+    """Training batches, shuffled and augmented, and test batches in order, both on ``device``."""
+    train_set = BatchDataset(
+        data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe)
+    )
+    test_set = BatchDataset(
+        data.test_images.to(device), data.test_labels.to(device), Normalize(data.mean, data.std)
+    )
+    return (
+        DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=as_is),
+        DataLoader(test_set, recipe.batch_size, collate_fn=as_is),
+    )
+
+
+def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The batch was whole when it was fetched: nothing is left to collate."""
+    return batch

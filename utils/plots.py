@@ -1,0 +1,110 @@
+"""One function a picture: tensors or numbers in, a matplotlib Figure out."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+from torch import Tensor
+
+from utils.history import History
+
+TRAIN, TEST = "tab:blue", "tab:orange"
+
+
+def figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list]:
+    """A titled figure and its axes, row by row; closed, so that a notebook shows it once, when asked."""
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=100)
+    plt.close(fig)
+    fig.suptitle(title)
+    return fig, list(axes.flat)
+
+
+def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
+    """Images ``(N, 3, H, W)``, N up to 20, on the scale 0 to 1, in rows of five under their titles."""
+    rows = max(1, -(-len(images) // 5))
+    fig, axes = figure(rows, 5, (8.5, 0.4 + 1.95 * rows), title)
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, text in zip(axes, images.cpu(), titles):
+        ax.imshow(image.permute(1, 2, 0))  # (H, W, 3)
+        ax.set_title(text, fontsize=9)
+    return fig
+
+
+def sample_images(images: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
+    """The first 20 of a batch, as the network sees them but denormalised: images ``(B, 3, H, W)``, 0 to 1."""
+    titles = [classes[label] for label in labels[:20].tolist()]
+    return gallery(images[:20], titles, f"Training images after augmentation · {data_name}")
+
+
+def misclassified_images(
+    images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
+) -> Figure:
+    """20 wrong answers spread evenly over the test set: images ``(N, 3, H, W)``, logits ``(N, C)``."""
+    predicted, images, labels, logits = logits.argmax(dim=1).cpu(), images.cpu(), labels.cpu(), logits.cpu()
+    wrong = (predicted != labels).nonzero().flatten()
+    some = wrong[torch.linspace(0, len(wrong) - 1, min(20, len(wrong))).long()]
+    titles = [f"{classes[predicted[i]]}\n(true: {classes[labels[i]]})" for i in some.tolist()]
+    return gallery(
+        images[some], titles, f"{len(some)} of {len(wrong):,} misclassified of {len(labels):,} test images · {data_name}"
+    )
+
+
+def loss_and_accuracy(history: History, data_name: str) -> Figure:
+    """Loss and accuracy of training and test, epoch by epoch."""
+    epochs = range(1, len(history.lr) + 1)
+    fig, (left, right) = figure(1, 2, (11, 4), f"Loss and accuracy · {data_name}")
+    for ax, train, test, name in (
+        (left, history.train_loss, history.test_loss, "mean cross-entropy"),
+        (right, history.train_accuracy, history.test_accuracy, "accuracy in %"),
+    ):
+        ax.plot(epochs, train, color=TRAIN, marker=".", label=f"train (augmented), last {train[-1]:.4g}")
+        ax.plot(epochs, test, color=TEST, marker=".", label=f"test, last {test[-1]:.4g}")
+        ax.set(xlabel="epoch", ylabel=name)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+        ax.legend()
+    return fig
+
+
+def lr_finder(lrs: Sequence[float], losses: Sequence[float], suggestion: float, data_name: str) -> Figure:
+    """The loss of the range test over the learning rate, and the rate it suggests."""
+    fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
+    ax.plot(lrs, losses, color=TRAIN)
+    ax.axvline(suggestion, color=TEST, label=f"suggestion: {suggestion:.4f}, where the loss falls fastest")
+    # What follows divergence would press the interesting part flat.
+    ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return fig
+
+
+def lr_history(history: History, data_name: str) -> Figure:
+    """The learning rate that each step used."""
+    fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate, step by step · {data_name}")
+    ax.plot(history.step_lr, color=TRAIN)
+    top = max(range(len(history.step_lr)), key=history.step_lr.__getitem__)
+    ax.plot(top, history.step_lr[top], "o", color=TEST, label=f"top: {history.step_lr[top]:.4f} at step {top + 1:,}")
+    ax.set(xlabel=f"step ({len(history.step_lr):,} in {len(history.lr)} epochs)", ylabel="learning rate")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    return fig
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
+    """How many test images of each true class got which answer: logits ``(N, C)``, labels ``(N,)``."""
+    fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data_name}")
+    ConfusionMatrixDisplay.from_predictions(
+        labels.cpu(),
+        logits.argmax(dim=1).cpu(),
+        labels=range(len(classes)),
+        display_labels=classes,
+        cmap="Blues",
+        colorbar=False,
+        xticks_rotation=45,
+        ax=ax,
+    )
+    return fig

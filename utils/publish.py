@@ -1,0 +1,101 @@
+"""Show a finished run in the repository: ``python -m utils.publish 9``.
+
+Copies the executed notebook, the log and the pictures over those that the repository shows, and the
+figures into the README. Refuses anything but a whole run on CIFAR-10, so that trying the program
+never touches what is shown.
+"""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+
+from utils import recipes
+from utils.files import replace_file
+from utils.runs import RUNS
+
+PICTURES = (
+    "sample_training_images.png",
+    "lr_finder_plot.png",
+    "loss_and_accuracy_graphs.png",
+    "lr_history_plot.png",
+    "misclassified_images.png",
+    "confusion_matrix.png",
+)
+TEXTS = ("run.json", "history.csv", "training_log.txt")
+
+
+class NotPublishable(Exception):
+    """Why a run is not shown."""
+
+
+def publish(session: int, root: Path = Path()) -> None:
+    """Copy ``runs/session<N>/`` under ``root`` over what the repository shows, if it is fit to be shown."""
+    recipe = getattr(recipes, f"SESSION{session}")
+    notebook = f"{recipe.name}_assignment.ipynb"
+    run = root / RUNS / recipe.name
+    static = root / "static" / recipe.name
+    facts = check(run, recipe, root / notebook)
+    static.mkdir(parents=True, exist_ok=True)
+    for name in (*TEXTS, *PICTURES):
+        replace_file(static / name, lambda part: shutil.copyfile(run / name, part))
+    replace_file(root / notebook, lambda part: shutil.copyfile(run / notebook, part))
+    readme = (root / "README.md").read_text("utf-8")
+    readme = fill(readme, f"{recipe.name}-result", result_row(facts))
+    log = (run / "training_log.txt").read_text("utf-8")
+    readme = fill(readme, f"{recipe.name}-log", f"\n```text\n{log}```\n")
+    replace_file(root / "README.md", lambda part: part.write_text(readme, "utf-8"))
+
+
+def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> dict:
+    """The facts of the run; NotPublishable if it is not a whole run on CIFAR-10 of the notebook as it is now."""
+    missing = [name for name in (*TEXTS, *PICTURES, notebook.name) if not (run / name).exists()]
+    if missing:
+        raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    if facts["smoke"]:
+        raise NotPublishable(f"{run} is a smoke run")
+    if not facts["data"].startswith("CIFAR-10"):
+        raise NotPublishable(f"{run} was trained on {facts['data']}, not on CIFAR-10")
+    with open(run / "history.csv", newline="") as file:
+        epochs = len(list(csv.DictReader(file)))
+    if min(epochs, facts["epochs"]) < recipe.epochs:
+        raise NotPublishable(f"{run} has {epochs} of {recipe.epochs} epochs")
+    ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
+    if [cell.source for cell in ran] != [cell.source for cell in shown]:
+        raise NotPublishable(f"{notebook.name} has changed since the run in {run}: run it again")
+    code = [cell for cell in ran if cell.cell_type == "code"]
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        raise NotPublishable(f"the notebook in {run} was not executed whole, from top to bottom")
+    if any(output.output_type == "error" for cell in code for output in cell.outputs):
+        raise NotPublishable(f"the notebook in {run} shows an error")
+    return facts
+
+
+def result_row(facts: dict) -> str:
+    """The session's row of the README's table of results."""
+    return (
+        f"| {facts['session']} | **{facts['test_accuracy']:.2f}%** | {facts['train_accuracy']:.2f}% | 1 (seed {facts['seed']}) | "
+        f"{facts['parameters']:,} | {facts['epochs']} | {facts['max_lr']:.4f} | {facts['seconds_per_epoch']:.0f} s | "
+        f"{facts['hardware']}, PyTorch {facts['torch']} | {facts['data']} |"
+    )
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise NotPublishable(f"README.md lacks the marks {start} and {end}")
+    head, rest = text.split(start, 1)
+    return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+if __name__ == "__main__":
+    try:
+        publish(int(sys.argv[1]))
+    except NotPublishable as error:
+        sys.exit(f"Not published: {error}.")
+    print(f"Published: the notebook, static/session{sys.argv[1]}/ and the README's figures.")

@@ -1,0 +1,38 @@
+"""What each session trains with: one value a session, read by the notebook and by every script."""
+
+import os
+from dataclasses import dataclass, replace
+
+SMOKE = os.environ.get("EVA8_SMOKE") == "1"  # the same path on the digits, two epochs: what tests run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one training run. Epochs are counted from 1, sizes are in pixels or images."""
+
+    session: int
+    epochs: int
+    top_epoch: int  # the learning rate is highest at the end of this epoch
+    batch_size: int
+    crop_padding: int
+    cutout: int  # side of the square
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"session{self.session}"
+
+    def for_images(self, count: int) -> "Recipe":
+        """The recipe for ``count`` training images: at least 20 steps an epoch, however few they are.
+
+        CIFAR-10 keeps its batch size; the 1,437 digits would otherwise get three steps an epoch.
+        """
+        return replace(self, batch_size=max(1, min(self.batch_size, count // 20)))
+
+
+def short(recipe: Recipe) -> Recipe:
+    """The two epochs of smoke mode."""
+    return replace(recipe, epochs=2, top_epoch=1)
+
+
+SESSION9 = Recipe(session=9, epochs=24, top_epoch=5, batch_size=512, crop_padding=4, cutout=8)

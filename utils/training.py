@@ -1,0 +1,139 @@
+"""The loop that students come to read: train and test one epoch, and fit, which repeats them."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from utils.checkpoint import save_checkpoint
+from utils.errors import TrainingError
+from utils.files import replace_file
+from utils.history import History
+from utils.recipes import Recipe
+from utils.schedule import one_cycle
+
+BAR = "{l_bar}{bar:10}{r_bar}"
+
+
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    accelerator: Accelerator,
+    epoch: int,
+) -> tuple[float, float, list[float], str]:
+    """One epoch of training.
+
+    Returns: mean loss over images, accuracy in percent, the learning rate of each step, and the
+    finished line of progress.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    model.train()
+    losses, hits, sizes, lrs = [], [], [], []  # one entry a batch; the first two stay on the device
+    with tqdm(total=len(loader), file=sys.stdout, bar_format=BAR, mininterval=1) as bar:
+        for batch, (images, labels) in enumerate(loader):
+            optimizer.zero_grad()
+            logits = model(images)  # (B, 10)
+            loss = F.cross_entropy(logits, labels)
+            accelerator.backward(loss)
+            optimizer.step()
+            lrs.append(scheduler.get_last_lr()[0])  # the one this step used
+            scheduler.step()
+
+            losses.append(loss.detach())
+            hits.append((logits.argmax(dim=1) == labels).sum())
+            sizes.append(len(labels))
+            # A look at the numbers waits for the GPU: only when the bar is drawn, once a second.
+            if bar.update() or batch == len(loader) - 1:
+                mean_loss, accuracy = running(losses, hits, sizes, lrs, epoch)
+                bar.set_description(
+                    f"EPOCH = {epoch} | LR = {lrs[-1]:.7f} | Loss = {mean_loss:.2f} | "
+                    f"Batch = {batch} | Accuracy = {accuracy:.2f}"
+                )
+        line = str(bar)
+    return mean_loss, accuracy, lrs, line
+
+
+def running(
+    losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int
+) -> tuple[float, float]:
+    """Mean loss over the images seen so far and accuracy in percent; TrainingError if a loss is not finite."""
+    loss = torch.stack(losses).double().cpu()
+    if not loss.isfinite().all():
+        batch = int((~loss.isfinite()).nonzero()[0])
+        raise TrainingError(
+            f"the loss became {loss[batch].item()} in epoch {epoch}, batch {batch}, at LR {lrs[batch]:.7f}: "
+            "try a max LR a quarter as high, and check the images for wrong values."
+        )
+    seen = sum(sizes)
+    return float(loss @ torch.tensor(sizes).double()) / seen, 100 * int(torch.stack(hits).sum()) / seen
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode."""
+    model.eval()
+    bar = tqdm(loader, desc="Testing", file=sys.stdout, bar_format=BAR, mininterval=1, leave=False)
+    logits, labels = zip(*((model(images).float(), labels) for images, labels in bar))
+    return torch.cat(logits), torch.cat(labels)
+
+
+def test(model: nn.Module, loader: DataLoader) -> tuple[float, float, str]:
+    """Mean loss over the test images, accuracy in percent, and the line that says so."""
+    logits, labels = predict(model, loader)
+    loss = F.cross_entropy(logits, labels).item()
+    hits, count = int((logits.argmax(dim=1) == labels).sum()), len(labels)
+    accuracy = 100 * hits / count
+    return loss, accuracy, f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{count} ({accuracy:.2f}%)"
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loaders: tuple[DataLoader, DataLoader],
+    recipe: Recipe,
+    max_lr: float,
+    accelerator: Accelerator,
+    folder: Path,
+) -> History:
+    """Train ``model`` in place by the one-cycle policy and test it after every epoch.
+
+    After each epoch ``folder`` holds the log, the history and a checkpoint up to there.
+
+    Raises:
+        TrainingError: the loss is no longer finite; what was finished is in ``folder``.
+    """
+    scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
+    prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
+    history, log = History(), []
+    for epoch in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        train_loss, train_accuracy, lrs, train_line = train(
+            prepared, train_loader, optimizer, scheduler, accelerator, epoch
+        )
+        test_loss, test_accuracy, test_line = test(prepared, test_loader)
+        print(test_line, flush=True)
+
+        history.lr.append(lrs[-1])
+        history.train_loss.append(train_loss)
+        history.train_accuracy.append(train_accuracy)
+        history.test_loss.append(test_loss)
+        history.test_accuracy.append(test_accuracy)
+        history.seconds.append(time.perf_counter() - start)
+        history.step_lr += lrs
+        log += [train_line, test_line]
+        replace_file(folder / "training_log.txt", lambda path: path.write_text("\n".join(log) + "\n", "utf-8"))
+        replace_file(folder / "history.csv", history.write_csv)
+        save_checkpoint(folder / "checkpoint.pt", model, recipe, epoch)
+    return history

@@ -1,0 +1,109 @@
+"""Augmentation of whole batches where they lie, on the CPU or the GPU, each image with its own draw.
+
+torchvision's transforms draw once for a batch; called image by image they leave the device and cost
+more than this network's training. Every transform here maps uint8 ``(B, C, H, W)`` to uint8
+``(B, C, H, W)``, except Normalize, which ends the chain with float32. Random draws come from
+PyTorch's global generator of the images' device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Pad with black, then cut a window of ``size`` × ``size`` pixels at a place of each image's own."""
+
+    size: int
+    padding: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        places = images.shape[-1] + 2 * self.padding - self.size + 1
+        top, left = torch.randint(places, (2, len(images)), device=images.device)
+        return self.apply(images, top, left)
+
+    def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        padded = F.pad(images, [self.padding] * 4)
+        window = torch.arange(self.size, device=images.device)
+        rows = top[:, None, None] + window[:, None]  # (B, size, 1)
+        columns = left[:, None, None] + window  # (B, 1, size)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        crops = padded[batch, :, rows, columns]  # (B, size, size, C)
+        return crops.permute(0, 3, 1, 2)  # (B, C, size, size), channels-last in memory
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Mirror each image left to right with probability ``p``."""
+
+    p: float = 0.5
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.apply(images, torch.rand(len(images), device=images.device) < self.p)
+
+    def apply(self, images: Tensor, flip: Tensor) -> Tensor:
+        return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """Cover one square of ``size`` × ``size`` pixels, wholly inside each image, with ``fill``.
+
+    Filled with the data set's mean colour, the square is (nearly) 0 after Normalize.
+
+    Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
+    """
+
+    size: int
+    fill: tuple[float, ...]  # a value a channel, on the scale 0 to 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        places = images.shape[-1] - self.size + 1
+        top, left = torch.randint(places, (2, len(images)), device=images.device)
+        return self.apply(images, top, left)
+
+    def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        pixels = torch.arange(images.shape[-1], device=images.device)
+        rows = (pixels >= top[:, None]) & (pixels < top[:, None] + self.size)  # (B, H)
+        columns = (pixels >= left[:, None]) & (pixels < left[:, None] + self.size)  # (B, W)
+        square = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
+        fill = torch.tensor(self.fill, device=images.device) * 255
+        return torch.where(square, fill.round().to(images.dtype)[:, None, None], images)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 0..255 → float32 with mean 0 and standard deviation 1 a channel, channels-last in memory."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        mean, std = self.tensors(images.device)
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+        return (images - 255 * mean) / (255 * std)
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised images back on the scale 0 to 1, for pictures."""
+        mean, std = self.tensors(images.device)
+        return (images * std + mean).clamp(0, 1)
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (self.mean, self.std))
+        return mean[:, None, None], std[:, None, None]  # (C, 1, 1) each
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    transforms: Sequence[Callable[[Tensor], Tensor]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        for transform in self.transforms:
+            images = transform(images)
+        return images
