@@ -42,6 +42,22 @@ def test_shapes_through_every_stage():
     assert len(model.ultimus_blocks) == 4 and model.final_fc.bias is None
 
 
+def test_a_8_pools_and_has_the_same_parameters():
+    model = TransformerModel(a=8)
+    assert model.conv_block(torch.rand(2, 3, 32, 32)).shape == (2, 48, 8, 8)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 26_064
+    with pytest.raises(ValueError, match="a is 16: it must be 32 .* or 8"):
+        TransformerModel(a=16)
+
+
+def test_blocks_compute_in_full_precision_under_autocast():
+    model, seen = TransformerModel(), []
+    model.ultimus_blocks[3].register_forward_hook(lambda _block, _inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.rand(2, 3, 32, 32))
+    assert seen == [torch.float32] and logits.dtype == torch.float32
+
+
 def test_dropout_follows_every_convolution():
     model = TransformerModel(dropout=0.3)
     assert [layer.p for layer in model.conv_block if isinstance(layer, torch.nn.Dropout)] == [0.3] * 3

@@ -59,8 +59,9 @@ def test_loss_and_accuracy(history):
 def test_lr_pictures(history):
     steps, top = plots.lr_history(history, "digits").axes[0].lines
     assert steps.get_ydata().tolist() == history.step_lr and top.get_xdata() == [1]
-    curve, mark = plots.lr_finder([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.5], 1e-2, "digits").axes[0].lines
-    assert curve.get_ydata().tolist() == [2.3, 2.0, 2.5] and mark.get_xdata() == [1e-2, 1e-2]
+    curve, edge, mark = plots.lr_finder([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 1e-1, 2e-2, "digits").axes[0].lines
+    assert curve.get_ydata().tolist() == [2.3, 2.0, 2.6]
+    assert edge.get_xdata() == [1e-1, 1e-1] and mark.get_xdata() == [2e-2, 2e-2]
 
 
 def test_confusion_matrix(answers):

@@ -1,6 +1,7 @@
 """The LR finder leaves no trace; the one-cycle policy starts, tops and ends where it should."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from utils.errors import TrainingError
-from utils.recipes import SESSION9, Recipe
-from utils.schedule import find_lr, one_cycle
+from utils.recipes import SESSION9
+from utils.schedule import edge_of, find_lr, one_cycle
 
 
 @pytest.fixture
@@ -39,13 +40,24 @@ def test_finder_puts_everything_back(problem, training):
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_suggests_where_the_loss_falls(problem):
+def test_finder_tries_rates_from_1e_minus_5_to_1(problem):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, Accelerator())
-    assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] <= 1
-    assert 1e-3 < search.suggestion < 0.5
-    at = search.lrs.index(search.suggestion)
-    assert search.losses[at + 3] < search.losses[at - 3]
+    assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
+    assert search.edge <= search.lrs[-1] and search.suggestion == search.edge / 5
+
+
+@pytest.mark.parametrize(
+    "losses, edge",
+    [
+        ([2.0] * 10 + [1.5, 1.0, 1.5, 2.1, 2.3, 9.0], 15),  # falls, then blows up
+        ([2.0] * 10 + [2.15, 2.05, 1.9, 2.1, 1.95, 9.0], 16),  # a plateau with noise: no fall to speak of
+        ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never blows up: the last rate
+        ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),  # a spike before the minimum
+    ],
+)
+def test_edge_is_where_the_loss_blows_up(losses, edge):
+    assert edge_of(list(range(1, 17)), losses) == edge
 
 
 def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
@@ -62,9 +74,9 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
             return self.net(x) / ((self.net[0].weight - self.start).abs().max() < 1).float().log().exp()
 
     fragile = Fragile()
-    search = find_lr(fragile, torch.optim.SGD(fragile.parameters(), lr=1), loader, Accelerator())
+    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, Accelerator())
     assert torch.tensor(search.losses).isfinite().all()
-    assert 1e-3 < search.suggestion <= 1
+    assert len(search.losses) < 100 and search.edge == search.lrs[-1]
 
 
 def test_finder_says_that_the_data_are_wrong():
@@ -76,7 +88,7 @@ def test_finder_says_that_the_data_are_wrong():
 
 @pytest.mark.parametrize("epochs, top_epoch, batches", [(24, 5, 98), (2, 1, 21), (20, 1, 3), (3, 2, 1)])
 def test_one_cycle(epochs, top_epoch, batches):
-    recipe = Recipe(session=9, epochs=epochs, top_epoch=top_epoch, batch_size=512, crop_padding=0, cutout=0)
+    recipe = replace(SESSION9, epochs=epochs, top_epoch=top_epoch)
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     scheduler = one_cycle(optimizer, max_lr=0.02, recipe=recipe, batches=batches)
     lrs = []

@@ -29,15 +29,10 @@ class BatchDataset(Dataset):
 
 
 def train_transform(data: ImageData, recipe: Recipe) -> Compose:
-    """The assignment's chain: crop, flip, cutout, normalise."""
-    return Compose(
-        [
-            RandomCrop(32, padding=recipe.crop_padding),
-            RandomHorizontalFlip(),
-            CutOut(recipe.cutout, fill=data.mean),
-            Normalize(data.mean, data.std),
-        ]
-    )
+    """Crop, flip, cutout, normalise, as far as the recipe asks for them."""
+    crop = [RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
+    cutout = [CutOut(recipe.cutout, fill=data.mean)] if recipe.cutout else []
+    return Compose([*crop, RandomHorizontalFlip(), *cutout, Normalize(data.mean, data.std)])
 
 
 def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[DataLoader, DataLoader]:

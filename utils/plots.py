@@ -69,11 +69,14 @@ def loss_and_accuracy(history: History, data_name: str) -> Figure:
     return fig
 
 
-def lr_finder(lrs: Sequence[float], losses: Sequence[float], suggestion: float, data_name: str) -> Figure:
-    """The loss of the range test over the learning rate, and the rate it suggests."""
+def lr_finder(
+    lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str
+) -> Figure:
+    """The loss of the range test over the learning rate, where it blows up, and the rate that this suggests."""
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    ax.axvline(suggestion, color=TEST, label=f"suggestion: {suggestion:.4f}, where the loss falls fastest")
+    ax.axvline(edge, color="gray", linestyle=":", label=f"the loss blows up: {edge:.4f}")
+    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, a fifth of it")
     # What follows divergence would press the interesting part flat.
     ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")

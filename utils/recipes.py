@@ -14,8 +14,9 @@ class Recipe:
     epochs: int
     top_epoch: int  # the learning rate is highest at the end of this epoch
     batch_size: int
-    crop_padding: int
-    cutout: int  # side of the square
+    crop_padding: int  # 0: no crop
+    cutout: int  # side of the square; 0: no cutout
+    max_grad_norm: float  # longer gradients are cut to this length
     seed: int = 0
 
     @property
@@ -35,4 +36,14 @@ def short(recipe: Recipe) -> Recipe:
     return replace(recipe, epochs=2, top_epoch=1)
 
 
-SESSION9 = Recipe(session=9, epochs=24, top_epoch=5, batch_size=512, crop_padding=4, cutout=8)
+SESSION9 = Recipe(
+    session=9,
+    epochs=24,
+    top_epoch=5,
+    batch_size=512,
+    # 26,064 parameters underfit: with crop and cutout the training accuracy stays below the test accuracy.
+    crop_padding=0,
+    cutout=0,
+    # At the top of the cycle one bad batch can throw the attention so far that the loss never comes back.
+    max_grad_norm=1.0,
+)

@@ -30,6 +30,7 @@ def train(
     scheduler: LRScheduler,
     accelerator: Accelerator,
     epoch: int,
+    max_grad_norm: float,
 ) -> tuple[float, float, list[float], str]:
     """One epoch of training.
 
@@ -47,6 +48,7 @@ def train(
             logits = model(images)  # (B, 10)
             loss = F.cross_entropy(logits, labels)
             accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
             optimizer.step()
             lrs.append(scheduler.get_last_lr()[0])  # the one this step used
             scheduler.step()
@@ -120,7 +122,7 @@ def fit(
     for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy, lrs, train_line = train(
-            prepared, train_loader, optimizer, scheduler, accelerator, epoch
+            prepared, train_loader, optimizer, scheduler, accelerator, epoch, recipe.max_grad_norm
         )
         test_loss, test_accuracy, test_line = test(prepared, test_loader)
         print(test_line, flush=True)
