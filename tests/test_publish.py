@@ -1,0 +1,104 @@
+"""Only a whole run on CIFAR-10 is shown, and what is shown is that run."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from utils.publish import PICTURES, NotPublishable, publish
+
+FACTS = {
+    "session": 9, "data": "CIFAR-10 (JPEG copy)", "smoke": False, "epochs": 24, "max_lr": 0.0195, "seed": 0,
+    "parameters": 26064, "train_accuracy": 70.5, "test_accuracy": 68.25, "seconds_per_epoch": 55.1,
+    "hardware": "a CPU", "torch": "2.15.0",
+}  # fmt: skip
+README = "before\n<!-- session9-result -->\nold\n<!-- /session9-result -->\nbetween\n<!-- session9-log -->\n<!-- /session9-log -->\nafter\n"
+
+
+def notebook(*cells):
+    """Code cells given as (source, count, output type)."""
+    return new_notebook(cells=[
+        new_code_cell(source, execution_count=count, outputs=[
+            new_output("error", ename="E", evalue="", traceback=[]) if kind == "error" else new_output("stream", text="out")
+        ] if kind else [])
+        for source, count, kind in cells
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository with a finished run that was never shown."""
+    run = tmp_path / "runs/session9"
+    run.mkdir(parents=True)
+    for name in PICTURES:
+        (run / name).write_bytes(name.encode())
+    (run / "run.json").write_text(json.dumps(FACTS))
+    (run / "history.csv").write_text("epoch,lr\n" + "".join(f"{i},0.1\n" for i in range(1, 25)))
+    (run / "training_log.txt").write_text("EPOCH = 1\nTest set: fine\n")
+    nbformat.write(notebook(("a = 1", 1, None), ("print(a)", 2, "stream")), run / "session9_assignment.ipynb")
+    nbformat.write(notebook(("a = 1", None, None), ("print(a)", None, None)), tmp_path / "session9_assignment.ipynb")
+    (tmp_path / "README.md").write_text(README)
+    return tmp_path
+
+
+def test_publish_shows_the_run(root):
+    publish(9, root)
+    for name in (*PICTURES, "run.json", "history.csv", "training_log.txt"):
+        assert (root / "static/session9" / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
+    name = "session9_assignment.ipynb"
+    assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
+    readme = (root / "README.md").read_text()
+    assert "| **68.25%** |" in readme and "CIFAR-10 (JPEG copy)" in readme and "old" not in readme
+    assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
+    assert readme.startswith("before\n") and "\nbetween\n" in readme and readme.endswith("after\n")
+    publish(9, root)
+    assert (root / "README.md").read_text() == readme
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"smoke": True}, "is a smoke run"),
+        ({"data": "digits"}, "was trained on digits, not on CIFAR-10"),
+        ({"data": "photos (folder of images)"}, "not on CIFAR-10"),
+        ({"epochs": 23}, "of 24 epochs"),
+    ],
+)
+def test_unfit_runs_are_refused(root, change, reason):
+    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | change))
+    refused(root, reason)
+
+
+def test_short_history_is_refused(root):
+    (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
+    refused(root, "has 1 of 24 epochs")
+
+
+@pytest.mark.parametrize("name", ["run.json", "confusion_matrix.png", "session9_assignment.ipynb"])
+def test_unfinished_run_is_refused(root, name):
+    (root / "runs/session9" / name).unlink()
+    refused(root, f"lacks {name}: finish `make session9` first")
+
+
+@pytest.mark.parametrize(
+    "cells, reason",
+    [
+        ([("a = 2", 1, None), ("print(a)", 2, "stream")], "has changed since the run"),
+        ([("a = 1", 2, None), ("print(a)", 1, "stream")], "not executed whole, from top to bottom"),
+        ([("a = 1", 1, None), ("print(a)", None, None)], "not executed whole"),
+        ([("a = 1", 1, None), ("print(a)", 2, "error")], "shows an error"),
+    ],
+)
+def test_unfit_notebooks_are_refused(root, cells, reason):
+    nbformat.write(notebook(*cells), root / "runs/session9/session9_assignment.ipynb")
+    refused(root, reason)
+
+
+def refused(root, reason):
+    """It says why, and nothing that is shown was touched."""
+    shown = (root / "session9_assignment.ipynb").read_bytes()
+    with pytest.raises(NotPublishable, match=reason):
+        publish(9, root)
+    assert (root / "README.md").read_text() == README and not (root / "static").exists()
+    assert (root / "session9_assignment.ipynb").read_bytes() == shown
