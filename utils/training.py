@@ -71,7 +71,7 @@ def running(
     losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int
 ) -> tuple[float, float]:
     """Mean loss over the images seen so far and accuracy in percent; TrainingError if a loss is not finite."""
-    loss = torch.stack(losses).double().cpu()
+    loss = torch.stack(losses).cpu().double()
     if not loss.isfinite().all():
         batch = int((~loss.isfinite()).nonzero()[0])
         raise TrainingError(

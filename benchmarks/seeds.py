@@ -1,0 +1,129 @@
+"""Accuracy over seeds: ``python -m benchmarks.seeds ours --seeds 0 1 2``.
+
+Trains a variant of session 9 once a seed on the images that DATA names, appends each run to
+benchmarks/seeds.csv (a run that stands there already is not repeated) and prints the table.
+"""
+
+import argparse
+import csv
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+
+from models.model9 import TransformerModel
+from utils.data import load_data
+from utils.device import describe, make_accelerator
+from utils.errors import TrainingError
+from utils.loaders import make_loaders
+from utils.recipes import SESSION9, Recipe
+from utils.schedule import find_lr
+from utils.training import fit
+
+RESULTS = Path(__file__).with_name("seeds.csv")
+COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
+           "hardware", "torch"]  # fmt: skip
+LOST = 20.0  # a run that ends below this test accuracy in percent counts as collapsed
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from one rung of the ladder to the next."""
+
+    text: str
+    recipe: Recipe = SESSION9
+    a: int = 32
+    init: str = "near_isometry"
+    max_lr: float | None = None  # None: the LR finder's
+
+
+COURSE = replace(SESSION9, crop_padding=4, cutout=8, max_grad_norm=math.inf)
+VARIANTS = {
+    "reference": Variant("the reference's recipe: PyTorch's init, max LR 0.001", COURSE, init="pytorch", max_lr=0.001),
+    "lr": Variant("its max LR from our LR finder", COURSE, init="pytorch"),
+    "init": Variant("our initialisation", COURSE),
+    "ours": Variant("flips alone, gradient clipped: ours"),
+}
+
+
+def run(name: str, seed: int, data, epochs: int) -> dict:
+    """Train one seed of a variant; a run whose loss is lost counts with the accuracy of chance."""
+    variant = VARIANTS[name]
+    recipe = replace(variant.recipe.for_images(len(data.train_labels)), seed=seed, epochs=epochs)
+    accelerator = make_accelerator()
+    set_seed(seed)
+    loaders = make_loaders(data, recipe, accelerator.device)
+    set_seed(seed)
+    model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters())
+    max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator).suggestion
+    row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",
+           "hardware": describe(accelerator), "torch": torch.__version__}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, Path(folder))
+        except TrainingError as error:
+            print(error)
+            return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
+    return row | {
+        "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
+        "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
+        "seconds_per_epoch": f"{statistics.median(history.seconds):.1f}",
+    }
+
+
+def read_results() -> list[dict]:
+    if not RESULTS.exists():
+        return []
+    with open(RESULTS, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(row: dict) -> None:
+    new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table, a line for each variant on each data set."""
+    lines = ["| variant | data | n | mean | std | min | max | collapsed | max LR |", "|---|---|---|---|---|---|---|---|---|"]
+    for name, data in dict.fromkeys((row["variant"], row["data"]) for row in rows):
+        runs = [row for row in rows if (row["variant"], row["data"]) == (name, data)]
+        accuracies = [float(row["test_accuracy"]) for row in runs]
+        lrs = sorted(float(row["max_lr"]) for row in runs)
+        spread = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else "–"
+        lr = f"{lrs[0]:.3g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.3g} to {lrs[-1]:.3g}"
+        lines.append(
+            f"| {VARIANTS[name].text} | {data} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
+            f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < LOST for a in accuracies)} | {lr} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="none: only print the table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=SESSION9.epochs)
+    arguments = parser.parse_args()
+    data = load_data() if arguments.variants else None
+    for name in arguments.variants:
+        for seed in arguments.seeds:
+            key = (name, data.name, str(seed), str(arguments.epochs))
+            if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read_results()}:
+                continue
+            print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
+            append(run(name, seed, data, arguments.epochs))
+    print(table(read_results()))
+
+
+if __name__ == "__main__":
+    main()
