@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from utils.device import make_accelerator
 from utils.errors import TrainingError
 from utils.recipes import SESSION9
 from utils.schedule import edge_of, find_lr, one_cycle
@@ -31,7 +31,7 @@ def test_finder_puts_everything_back(problem, training):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
     before, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random_state = torch.get_rng_state()
-    search = find_lr(model, optimizer, loader, Accelerator())
+    search = find_lr(model, optimizer, loader, make_accelerator())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is training
     assert optimizer.state_dict() == settings
@@ -42,7 +42,7 @@ def test_finder_puts_everything_back(problem, training):
 
 def test_finder_tries_rates_from_1e_minus_5_to_1(problem):
     model, loader = problem
-    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, Accelerator())
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
     assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
     assert search.edge <= search.lrs[-1] and search.suggestion == search.edge / 5
 
@@ -74,7 +74,7 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
             return self.net(x) / ((self.net[0].weight - self.start).abs().max() < 1).float().log().exp()
 
     fragile = Fragile()
-    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, Accelerator())
+    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator())
     assert torch.tensor(search.losses).isfinite().all()
     assert len(search.losses) < 100 and search.edge == search.lrs[-1]
 
@@ -83,7 +83,7 @@ def test_finder_says_that_the_data_are_wrong():
     loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
     model = nn.Linear(3, 2)
     with pytest.raises(TrainingError, match="infinite after 0 of 100 steps: check the images"):
-        find_lr(model, torch.optim.Adam(model.parameters()), loader, Accelerator())
+        find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
 
 
 @pytest.mark.parametrize("epochs, top_epoch, batches", [(24, 5, 98), (2, 1, 21), (20, 1, 3), (3, 2, 1)])

@@ -28,7 +28,7 @@ def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
     for ax in axes:
         ax.axis("off")
     for ax, image, text in zip(axes, images.cpu(), titles):
-        ax.imshow(image.permute(1, 2, 0))  # (H, W, 3)
+        ax.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
         ax.set_title(text, fontsize=9)
     return fig
 
@@ -101,8 +101,8 @@ def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], dat
     """How many test images of each true class got which answer: logits ``(N, C)``, labels ``(N,)``."""
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data_name}")
     ConfusionMatrixDisplay.from_predictions(
-        labels.cpu(),
-        logits.argmax(dim=1).cpu(),
+        labels.cpu().numpy(),
+        logits.argmax(dim=1).cpu().numpy(),
         labels=range(len(classes)),
         display_labels=classes,
         cmap="Blues",

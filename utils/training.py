@@ -42,7 +42,7 @@ def train(
     """
     model.train()
     losses, hits, sizes, lrs = [], [], [], []  # one entry a batch; the first two stay on the device
-    with tqdm(total=len(loader), file=sys.stdout, bar_format=BAR, mininterval=1) as bar:
+    with tqdm(total=len(loader), file=sys.stdout, bar_format=BAR, mininterval=1, smoothing=0, leave=False) as bar:
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
             logits = model(images)  # (B, 10)
@@ -64,6 +64,7 @@ def train(
                     f"Batch = {batch} | Accuracy = {accuracy:.2f}"
                 )
         line = str(bar)
+    print(line, flush=True)  # the log holds the very line that was shown
     return mean_loss, accuracy, lrs, line
 
 
