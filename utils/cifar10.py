@@ -3,6 +3,7 @@
 import http.client
 import os
 import shutil
+import sys
 import tempfile
 import time
 import urllib.error
@@ -100,7 +101,7 @@ def fetch(url: str, part: Path) -> None:
     with (
         response,
         open(part, "wb") as file,
-        tqdm(total=SIZE, unit="B", unit_scale=True, desc=part.stem, ncols=100) as bar,
+        tqdm(total=SIZE, unit="B", unit_scale=True, desc=part.stem, file=sys.stdout, ncols=100) as bar,
     ):
         window_start, window_bytes = time.monotonic(), 0
         while True:

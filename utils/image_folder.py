@@ -9,6 +9,7 @@ import hashlib
 import io
 import lzma
 import os
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -130,7 +131,7 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
     classes = sorted(files["train"])
     images, labels = {}, {}
     total = sum(len(found) for split in SPLITS for found in files[split].values())
-    with tqdm(total=total, desc=f"Decoding {source.name}", unit=" images", ncols=100) as bar:
+    with tqdm(total=total, desc=f"Decoding {source.name}", unit=" images", file=sys.stdout, ncols=100) as bar:
         for split in SPLITS:
             paths = [(path, label) for label, name in enumerate(classes) for path in sorted(files[split][name])]
             pixels = np.empty((len(paths), 32, 32, 3), dtype=np.uint8)

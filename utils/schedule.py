@@ -59,7 +59,8 @@ def find_lr(
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     # Its own bar would be a widget, which a saved notebook shows empty.
-    torch_lr_finder.lr_finder.tqdm = partial(tqdm, desc="LR finder", file=sys.stdout, bar_format="{l_bar}{bar:10}{r_bar}")
+    bar = {"desc": "LR finder", "file": sys.stdout, "bar_format": "{l_bar}{bar:10}{r_bar}", "leave": False}
+    torch_lr_finder.lr_finder.tqdm = partial(tqdm, **bar)
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
         try:
