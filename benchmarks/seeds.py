@@ -93,16 +93,19 @@ def append(row: dict) -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table, a line for each variant on each data set."""
-    lines = ["| variant | data | n | mean | std | min | max | collapsed | max LR |", "|---|---|---|---|---|---|---|---|---|"]
-    for name, data in dict.fromkeys((row["variant"], row["data"]) for row in rows):
-        runs = [row for row in rows if (row["variant"], row["data"]) == (name, data)]
+    """A Markdown table, a line for each variant, data set and number of epochs."""
+    heads = "variant data epochs n mean std min max collapsed max&nbsp;LR".split()
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["variant"], row["data"], row["epochs"]), []).append(row)
+    for (name, data, epochs), runs in groups.items():
         accuracies = [float(row["test_accuracy"]) for row in runs]
         lrs = sorted(float(row["max_lr"]) for row in runs)
         spread = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else "–"
         lr = f"{lrs[0]:.3g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.3g} to {lrs[-1]:.3g}"
         lines.append(
-            f"| {VARIANTS[name].text} | {data} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
+            f"| {VARIANTS[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
             f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < LOST for a in accuracies)} | {lr} |"
         )
     return "\n".join(lines)

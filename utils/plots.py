@@ -111,3 +111,39 @@ def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], dat
         ax=ax,
     )
     return fig
+
+
+def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
+    """Singular values of the signal after each stage, a panel for each network: ``{title: (5, 48)}``.
+
+    See ``utils.explain.signal_spectra``. Only the eight largest can differ from 0 after a block.
+    """
+    stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")
+    fig, axes = figure(1, len(spectra), (3.6 * len(spectra), 4), f"How much of the signal survives · {data_name}")
+    for ax, (title, values) in zip(axes, spectra.items()):
+        for stage, row, color in zip(stages, values[:, :8], plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())):
+            ax.semilogy(range(1, 9), row.clamp(min=1e-6), color=color, marker=".", label=stage)
+        ax.set(title=title, xlabel="direction", xticks=range(1, 9), ylim=(1e-6, 1e3))
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("singular value, mean removed")
+    axes[0].legend(fontsize=8)
+    return fig
+
+
+def attention_maps(maps: Tensor, images: Tensor, titles: Sequence[str], data_name: str) -> Figure:
+    """A row an image: the image ``(N, 3, H, W)``, 0 to 1, and the four AM ``(N, 4, 8, 8)`` on one scale of colours."""
+    fig, axes = figure(len(images), 5, (9, 0.5 + 1.8 * len(images)), f"AM of the four blocks · {data_name}")
+    for i, (image, title) in enumerate(zip(images.cpu(), titles)):
+        first, *others = axes[5 * i : 5 * i + 5]
+        first.imshow(image.permute(1, 2, 0).numpy())
+        first.set_title(title, fontsize=9)
+        first.axis("off")
+        for block, ax in enumerate(others):
+            drawn = ax.imshow(maps[i, block], vmin=0, vmax=float(maps.max()), cmap="magma")
+            ax.set(xticks=[], yticks=[])
+            if i == 0:
+                ax.set_title(f"block {block + 1}", fontsize=9)
+    axes[1].set_ylabel("row: feature of Q", fontsize=8)
+    axes[1].set_xlabel("column: feature of K", fontsize=8)
+    fig.colorbar(drawn, ax=axes, shrink=0.5, label="attention (a row sums to 1/√8)")
+    return fig
