@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from utils import recipes
-from utils.publish import result_row
+from utils.publish import results_table
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("session*_assignment.ipynb"))
@@ -69,7 +69,7 @@ def test_readme_static_and_notebook_show_one_run(published):
     outputs = [text_of(cell) for cell in code_cells(notebook)]
     training = next(text for text in outputs if "EPOCH = 1 " in text)
     assert [line for line in training.splitlines() if line.startswith(("EPOCH", "Test set"))] == log.splitlines()
-    assert log in readme and result_row(facts) in readme
+    assert log in readme and results_table(ROOT / "static") in readme
     assert f"{facts['test_accuracy']:.2f}%" in log.splitlines()[-1]
     assert any(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}%" in text for text in outputs)
     assert facts["data"].startswith("CIFAR-10") and not facts["smoke"]

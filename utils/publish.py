@@ -38,20 +38,20 @@ def publish(session: int, root: Path = Path()) -> None:
     notebook = f"{recipe.name}_assignment.ipynb"
     run = root / RUNS / recipe.name
     static = root / "static" / recipe.name
-    facts = check(run, recipe, root / notebook)
+    check(run, recipe, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
     for name in (*TEXTS, *PICTURES):
         replace_file(static / name, lambda part: shutil.copyfile(run / name, part))
     replace_file(root / notebook, lambda part: shutil.copyfile(run / notebook, part))
     readme = (root / "README.md").read_text("utf-8")
-    readme = fill(readme, f"{recipe.name}-result", result_row(facts))
+    readme = fill(readme, "results", results_table(root / "static"))
     log = (run / "training_log.txt").read_text("utf-8")
     readme = fill(readme, f"{recipe.name}-log", f"\n```text\n{log}```\n")
     replace_file(root / "README.md", lambda part: part.write_text(readme, "utf-8"))
 
 
-def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> dict:
-    """The facts of the run; NotPublishable if it is not a whole run on CIFAR-10 of the notebook as it is now."""
+def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
+    """NotPublishable if the run is not a whole one on CIFAR-10 of the notebook as it is now."""
     missing = [name for name in (*TEXTS, *PICTURES, notebook.name) if not (run / name).exists()]
     if missing:
         raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
@@ -72,16 +72,29 @@ def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> dict:
         raise NotPublishable(f"the notebook in {run} was not executed whole, from top to bottom")
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
         raise NotPublishable(f"the notebook in {run} shows an error")
-    return facts
 
 
-def result_row(facts: dict) -> str:
-    """The session's row of the README's table of results."""
-    return (
-        f"| {facts['session']} | **{facts['test_accuracy']:.2f}%** | {facts['train_accuracy']:.2f}% | 1 (seed {facts['seed']}) | "
-        f"{facts['parameters']:,} | {facts['epochs']} | {facts['max_lr']:.4f} | {facts['seconds_per_epoch']:.0f} s | "
-        f"{facts['hardware']}, PyTorch {facts['torch']} | {facts['data']} |"
-    )
+def results_table(static: Path) -> str:
+    """The README's table of results: a row for each session that is shown."""
+    heads = ("session", "test accuracy", "train accuracy", "runs", "parameters", "epochs", "max LR",
+             "seconds an epoch", "hardware", "data")  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for file in sorted(static.glob("session*/run.json")):
+        facts = json.loads(file.read_text("utf-8"))
+        cells = (
+            facts["session"],
+            f"**{facts['test_accuracy']:.2f}%**",
+            f"{facts['train_accuracy']:.2f}%",
+            f"n = 1, seed {facts['seed']}",
+            f"{facts['parameters']:,}",
+            facts["epochs"],
+            f"{facts['max_lr']:.4f}",
+            f"{facts['seconds_per_epoch']:.0f}",
+            f"{facts['hardware']}, PyTorch {facts['torch']}",
+            facts["data"],
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(["", *lines, ""])
 
 
 def fill(text: str, name: str, content: str) -> str:
