@@ -38,9 +38,9 @@ def find_lr(
 
     The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a fifth of
     the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
-    (The steepest point of the curve, another common rule, lies four times too low for this network
-    and, on a loss that hardly falls, anywhere.) Everything is put back afterwards: weights, optimizer,
-    random state, train or eval mode.
+    (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at
+    first it was found anywhere from 3e-5 to 0.06.) Everything is put back afterwards: weights,
+    optimizer, random state, train or eval mode.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
 
