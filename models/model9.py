@@ -84,9 +84,13 @@ class TransformerModel(nn.Module):
         elif init != "pytorch":
             raise ValueError(f'init is {init!r}: it must be "near_isometry" or "pytorch"')
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """What the blocks read: images ``(B, 3, 32, 32)`` → X ``(B, 48)``."""
         x = self.conv_block(images)  # (B, 48, a, a)
-        x = self.gap(x).flatten(1)  # (B, 48)
+        return self.gap(x).flatten(1)  # (B, 48)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images)  # (B, 48)
         # Attention weights differ by a few percent, bfloat16 has three digits: from here on full
         # precision, which costs nothing on 48 numbers an image.
         with torch.autocast(x.device.type, enabled=False):

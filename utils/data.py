@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10
 
 from utils.cifar10 import MIRRORS, fetch_cifar10
 from utils.errors import DataError
-from utils.image_folder import read_images
+from utils.image_folder import as_tensor, read_images
 from utils.recipes import SMOKE
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -144,11 +144,6 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = shares @ levels
     std = (shares @ levels**2 - mean**2).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def as_tensor(images) -> Tensor:
-    """NumPy uint8 ``(N, 32, 32, 3)`` → tensor uint8 ``(N, 3, 32, 32)``."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def notice(reason: str) -> str:

@@ -12,8 +12,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from utils.files import replace_file
-from utils.recipes import SMOKE
-from utils.runs import RUNS
+from utils.runs import run_folder
 
 
 class EchoingClient(NotebookClient):
@@ -39,7 +38,7 @@ def execute(notebook: Path, executed: Path) -> None:
 
 def main() -> None:
     notebook = Path(f"session{sys.argv[1]}_assignment.ipynb")
-    folder = (RUNS / "smoke" if SMOKE else RUNS) / f"session{sys.argv[1]}"
+    folder = run_folder(f"session{sys.argv[1]}")
     try:
         execute(notebook, folder / notebook.name)
     except CellExecutionError as error:

@@ -17,8 +17,7 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     the four ULTIMUS blocks. A row with one value far above the rest is a batch on a line.
     """
     model.eval()
-    x = model.gap(model.conv_block(images)).flatten(1)  # (N, 48)
-    stages = [x]
+    stages = [model.features(images)]  # (N, 48)
     for block in model.ultimus_blocks:
         stages.append(block(stages[-1]))
     return torch.stack([torch.linalg.svdvals(stage - stage.mean(dim=0)) for stage in stages]).cpu()
@@ -28,7 +27,7 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
 def attention_maps(model: TransformerModel, images: Tensor) -> Tensor:
     """AM of every block for every image: normalised ``(N, 3, 32, 32)`` → ``(N, 4, 8, 8)``, rows sum to 1/√8."""
     model.eval()
-    x = model.gap(model.conv_block(images)).flatten(1)  # (N, 48)
+    x = model.features(images)  # (N, 48)
     maps = []
     for block in model.ultimus_blocks:
         maps.append(block.attention(x))

@@ -138,11 +138,16 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
             for i, (path, _) in enumerate(paths):
                 pixels[i] = decode_image(f"{source}: {path}", read(path))
                 bar.update()
-            images[split] = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N, 3, 32, 32)
+            images[split] = as_tensor(pixels)
             labels[split] = torch.tensor([label for _, label in paths])
     jpeg = any(path.lower().endswith((".jpg", ".jpeg")) for split in SPLITS for path in sum(files[split].values(), []))
     kind = "JPEG" if jpeg else "PNG"
     return FolderOfImages(kind, classes, images["train"], labels["train"], images["test"], labels["test"])
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """NumPy uint8 ``(N, 32, 32, 3)`` → tensor uint8 ``(N, 3, 32, 32)``."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:

@@ -43,7 +43,7 @@ def misclassified_images(
     images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
 ) -> Figure:
     """20 wrong answers spread evenly over the test set: images ``(N, 3, H, W)``, logits ``(N, C)``."""
-    predicted, images, labels, logits = logits.argmax(dim=1).cpu(), images.cpu(), labels.cpu(), logits.cpu()
+    predicted, images, labels = logits.argmax(dim=1).cpu(), images.cpu(), labels.cpu()
     wrong = (predicted != labels).nonzero().flatten()
     some = wrong[torch.linspace(0, len(wrong) - 1, min(20, len(wrong))).long()]
     titles = [f"{classes[predicted[i]]}\n(true: {classes[labels[i]]})" for i in some.tolist()]

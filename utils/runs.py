@@ -18,9 +18,14 @@ from utils.recipes import SMOKE, Recipe
 RUNS = Path("runs")
 
 
+def run_folder(name: str) -> Path:
+    """Where the run of ``"session<N>"`` goes: a smoke run never where a real one lies."""
+    return RUNS / "smoke" / name if SMOKE else RUNS / name
+
+
 def start_run(recipe: Recipe) -> Path:
     """An empty folder ``runs/session<N>/``; what an earlier run left there is moved aside, not lost."""
-    folder = RUNS / "smoke" / recipe.name if SMOKE else RUNS / recipe.name
+    folder = run_folder(recipe.name)
     if folder.exists() and any(folder.iterdir()) and not SMOKE:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         aside = folder.with_name(f"{folder.name}-{stamp}")

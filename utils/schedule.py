@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
-from tqdm import tqdm
 
 from utils.errors import TrainingError
+from utils.progress import progress
 from utils.recipes import Recipe
 
 
@@ -59,8 +58,7 @@ def find_lr(
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     # Its own bar would be a widget, which a saved notebook shows empty.
-    bar = {"desc": "LR finder", "file": sys.stdout, "bar_format": "{l_bar}{bar:10}{r_bar}", "leave": False}
-    torch_lr_finder.lr_finder.tqdm = partial(tqdm, **bar)
+    torch_lr_finder.lr_finder.tqdm = partial(progress, desc="LR finder", leave=False)
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
         try:

@@ -1,6 +1,5 @@
 """The loop that students come to read: train and test one epoch, and fit, which repeats them."""
 
-import sys
 import time
 from pathlib import Path
 
@@ -11,16 +10,14 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from utils.checkpoint import save_checkpoint
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.history import History
+from utils.progress import progress
 from utils.recipes import Recipe
 from utils.schedule import one_cycle
-
-BAR = "{l_bar}{bar:10}{r_bar}"
 
 
 def train(
@@ -42,7 +39,7 @@ def train(
     """
     model.train()
     losses, hits, sizes, lrs = [], [], [], []  # one entry a batch; the first two stay on the device
-    with tqdm(total=len(loader), file=sys.stdout, bar_format=BAR, mininterval=1, smoothing=0, leave=False) as bar:
+    with progress(total=len(loader), mininterval=1, smoothing=0, leave=False) as bar:
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
             logits = model(images)  # (B, 10)
@@ -87,7 +84,7 @@ def running(
 def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode."""
     model.eval()
-    bar = tqdm(loader, desc="Testing", file=sys.stdout, bar_format=BAR, mininterval=1, leave=False)
+    bar = progress(loader, desc="Testing", mininterval=1, leave=False)
     logits, labels = zip(*((model(images).float(), labels) for images, labels in bar))
     return torch.cat(logits), torch.cat(labels)
 
