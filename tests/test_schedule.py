@@ -25,13 +25,13 @@ def problem():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_finder_puts_everything_back(problem, training):
+def test_finder_puts_everything_back(problem, training, tmp_path):
     model, loader = problem
     model.train(training)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
     before, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random_state = torch.get_rng_state()
-    search = find_lr(model, optimizer, loader, make_accelerator())
+    search = find_lr(model, optimizer, loader, make_accelerator(), tmp_path)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is training
     assert optimizer.state_dict() == settings
@@ -40,11 +40,12 @@ def test_finder_puts_everything_back(problem, training):
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_tries_rates_from_1e_minus_5_to_1(problem):
+def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path):
     model, loader = problem
-    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
     assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
-    assert search.edge <= search.lrs[-1] and search.suggestion == search.edge / 5
+    assert search.edge <= search.lrs[-1] and search.suggestion == search.edge / 3
+    assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_edge_is_where_the_loss_blows_up(losses, edge):
     assert edge_of(list(range(1, 17)), losses) == edge
 
 
-def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
+def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path):
     model, loader = problem
 
     class Fragile(nn.Module):
@@ -74,16 +75,16 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
             return self.net(x) / ((self.net[0].weight - self.start).abs().max() < 1).float().log().exp()
 
     fragile = Fragile()
-    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator())
+    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator(), tmp_path)
     assert torch.tensor(search.losses).isfinite().all()
     assert len(search.losses) < 100 and search.edge == search.lrs[-1]
 
 
-def test_finder_says_that_the_data_are_wrong():
+def test_finder_says_that_the_data_are_wrong(tmp_path):
     loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
     model = nn.Linear(3, 2)
     with pytest.raises(TrainingError, match="infinite after 0 of 100 steps: check the images"):
-        find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
+        find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
 
 
 @pytest.mark.parametrize("epochs, top_epoch, batches", [(24, 5, 98), (2, 1, 21), (20, 1, 3), (3, 2, 1)])

@@ -1,22 +1,63 @@
-"""A trained network on disk: whole or not there, and loaded without running anyone's code."""
+"""What a run keeps on disk: whole or not there, and loaded without running anyone's code."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from utils.data import ImageData
 from utils.files import replace_file
-from utils.recipes import Recipe
+from utils.history import History
 
 
-def save_checkpoint(path: Path, model: nn.Module, recipe: Recipe, epoch: int) -> None:
-    """Save the weights after ``epoch``, and the recipe they were trained by."""
-    content = {"model": model.state_dict(), "recipe": asdict(recipe), "epoch": epoch}
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    accelerator: Accelerator,
+    history: History,
+) -> None:
+    """Save everything that the next epoch depends on, and what was measured so far."""
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "random": torch.get_rng_state(),
+        "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "history": asdict(history),
+    }
     replace_file(path, lambda part: torch.save(content, part))
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights of ``save_checkpoint`` into ``model``, on whatever device it is."""
+def resume(
+    path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, accelerator: Accelerator
+) -> History:
+    """Put everything back to where ``save_checkpoint`` saw it, on whatever device it is now."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    scheduler.load_state_dict(content["scheduler"])
+    if accelerator.scaler and content["scaler"]:
+        accelerator.scaler.load_state_dict(content["scaler"])
+    torch.set_rng_state(content["random"])
+    if len(content["random_gpu"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(content["random_gpu"])
+    return History(**content["history"])
+
+
+def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) -> None:
+    """Save what it takes to use the trained network: its weights, and how it was shown which classes."""
+    content = {"model": model.state_dict(), "session": session, "classes": data.classes, "mean": data.mean, "std": data.std}
+    replace_file(path, lambda part: torch.save(content, part))
+
+
+def load_weights(path: str | Path, model: nn.Module) -> None:
+    """Load the weights of either kind of file into ``model``, on whatever device it is."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(content["model"])

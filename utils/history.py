@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass
 class History:
-    """One entry an epoch, except ``step_lr`` with one a step. Accuracies in percent."""
+    """One entry an epoch, except ``step_lr`` (one a step) and ``log``. Accuracies in percent."""
 
     lr: list[float] = field(default_factory=list)  # of the epoch's last step
     train_loss: list[float] = field(default_factory=list)  # mean over images, in training mode
@@ -16,6 +16,10 @@ class History:
     test_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # training and testing
     step_lr: list[float] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)  # two lines an epoch, as they were shown
+
+    def write_log(self, path: Path) -> None:
+        path.write_text("\n".join(self.log) + "\n", "utf-8")
 
     def write_csv(self, path: Path) -> None:
         """One row an epoch, counted from 1; the learning rates of the steps stay out."""

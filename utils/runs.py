@@ -1,14 +1,17 @@
 """A run's folder, and the facts of the run that its figures are quoted with."""
 
 import json
+import shutil
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from utils.checkpoint import save_weights
 from utils.data import ImageData
 from utils.device import describe
 from utils.files import replace_file
@@ -23,15 +26,28 @@ def run_folder(name: str) -> Path:
     return RUNS / "smoke" / name if SMOKE else RUNS / name
 
 
-def start_run(recipe: Recipe) -> Path:
-    """An empty folder ``runs/session<N>/``; what an earlier run left there is moved aside, not lost."""
-    folder = run_folder(recipe.name)
-    if folder.exists() and any(folder.iterdir()) and not SMOKE:
+def start_run(recipe: Recipe, data: ImageData) -> Path:
+    """The folder ``runs/session<N>/``: that of an unfinished run of this very recipe, which then goes on, else empty."""
+    return open_folder(run_folder(recipe.name), {"recipe": asdict(recipe), "data": data.name})
+
+
+def open_folder(folder: Path, plan: dict) -> Path:
+    """``folder``, empty or with the beginnings of a run of this ``plan``; any other run is moved aside, not lost."""
+    kept = folder / "plan.json"
+    unfinished = kept.exists() and not (folder / "run.json").exists()
+    if unfinished and json.loads(kept.read_text("utf-8")) == plan and not SMOKE:
+        for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
+            half.unlink()
+        return folder
+    if SMOKE:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists() and any(folder.iterdir()):
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         aside = folder.with_name(f"{folder.name}-{stamp}")
         folder.rename(aside)
         print(f"The earlier run was moved to {aside}/")
     folder.mkdir(parents=True, exist_ok=True)
+    replace_file(kept, lambda part: part.write_text(json.dumps(plan, indent=2) + "\n", "utf-8"))
     return folder
 
 
@@ -44,7 +60,9 @@ def finish_run(
     history: History,
     accelerator: Accelerator,
 ) -> dict:
-    """Write ``run.json``: on which data, with which recipe, on which hardware, with which result."""
+    """Write ``weights.pt``, the trained network, and ``run.json``: on which data, with which recipe, on
+    which hardware, with which result."""
+    save_weights(folder / "weights.pt", model, recipe.session, data)
     facts = {
         "session": recipe.session,
         "data": data.name,

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch_lr_finder.lr_finder
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
 from utils.errors import TrainingError
+from utils.files import replace_file
 from utils.progress import progress
 from utils.recipes import Recipe
 
@@ -31,21 +34,25 @@ class LRSearch:
 
 
 def find_lr(
-    model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator
+    model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, folder: Path
 ) -> LRSearch:
     """Raise the learning rate from 1e-5 to 1 over 100 training batches and see where the loss blows up.
 
-    The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a fifth of
+    The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a third of
     the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
     (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at
     first it was found anywhere from 3e-5 to 0.06.) Everything is put back afterwards: weights,
-    optimizer, random state, train or eval mode.
+    optimizer, random state, train or eval mode. The result is kept in ``folder``: a run that goes on
+    there keeps its learning rate.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
 
     Raises:
         TrainingError: the loss became infinite before there was anything to judge by.
     """
+    kept = folder / "lr_finder.json"
+    if kept.exists():
+        return LRSearch(**json.loads(kept.read_text("utf-8")))
     device, was_training = accelerator.device, model.training
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     finder = LRFinder(
@@ -74,7 +81,9 @@ def find_lr(
         )
     lrs, losses = lrs[:finite], losses[:finite]
     edge = edge_of(lrs, losses)
-    return LRSearch(lrs, losses, edge, edge / 5)
+    search = LRSearch(lrs, losses, edge, edge / 3)
+    replace_file(kept, lambda part: part.write_text(json.dumps(asdict(search)), "utf-8"))
+    return search
 
 
 def edge_of(lrs: list[float], losses: list[float]) -> float:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import resume, save_checkpoint
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.history import History
@@ -109,15 +109,19 @@ def fit(
 ) -> History:
     """Train ``model`` in place by the one-cycle policy and test it after every epoch.
 
-    After each epoch ``folder`` holds the log, the history and a checkpoint up to there.
+    After each epoch ``folder`` holds the log, the history and a checkpoint up to there. If it holds a
+    checkpoint before, the run goes on from there, and in the end all is as if it had never stopped.
 
     Raises:
         TrainingError: the loss is no longer finite; what was finished is in ``folder``.
     """
     scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
     prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
-    history, log = History(), []
-    for epoch in range(1, recipe.epochs + 1):
+    history, checkpoint = History(), folder / "checkpoint.pt"
+    if checkpoint.exists():
+        history = resume(checkpoint, model, optimizer, scheduler, accelerator)
+        print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
+    for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy, lrs, train_line = train(
             prepared, train_loader, optimizer, scheduler, accelerator, epoch, recipe.max_grad_norm
@@ -132,8 +136,8 @@ def fit(
         history.test_accuracy.append(test_accuracy)
         history.seconds.append(time.perf_counter() - start)
         history.step_lr += lrs
-        log += [train_line, test_line]
-        replace_file(folder / "training_log.txt", lambda path: path.write_text("\n".join(log) + "\n", "utf-8"))
+        history.log += [train_line, test_line]
+        save_checkpoint(checkpoint, model, optimizer, scheduler, accelerator, history)
+        replace_file(folder / "training_log.txt", history.write_log)
         replace_file(folder / "history.csv", history.write_csv)
-        save_checkpoint(folder / "checkpoint.pt", model, recipe, epoch)
     return history

@@ -1,0 +1,139 @@
+"""A run that was cut off, however rudely, goes on and ends as if it had not been; other runs are kept."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import set_seed
+
+from models.model9 import TransformerModel
+from utils import runs, training
+from utils.data import load_data
+from utils.device import make_accelerator
+from utils.loaders import make_loaders
+from utils.recipes import SESSION9
+
+ROOT = Path(__file__).parents[1]
+RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(1437)
+
+
+def run(folder, seed=0):
+    """Four epochs on the digits; the checkpoint that ``folder`` may hold is used."""
+    data, accelerator = load_data("digits"), make_accelerator()
+    set_seed(seed)
+    loaders = make_loaders(data, RECIPE, accelerator.device)
+    model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters())
+    history = training.fit(model, optimizer, loaders, RECIPE, 0.01, accelerator, folder)
+    return model, history
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"))
+
+
+def assert_as_if_never_stopped(folder, whole, capsys):
+    model, history = run(folder, seed=7)  # nothing may depend on the state before
+    if next(model.parameters()).device.type != "cpu":
+        pytest.skip("bit for bit is promised on the CPU only")
+    for name, value in whole[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    for name in ("lr", "step_lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        assert getattr(history, name) == getattr(whole[1], name), name
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a bar is overwritten in the end
+    assert [line for line in shown if line.startswith(("EPOCH", "Test set"))] == history.log == (folder / "training_log.txt").read_text("utf-8").splitlines()
+    assert len(history.log) == len((folder / "history.csv").read_text("utf-8").splitlines()) * 2 - 2 == 8
+    assert not list(folder.glob("*.part"))
+
+
+def test_stop_after_two_epochs(tmp_path, whole, monkeypatch, capsys):
+    real = training.train
+
+    def stop_at_the_third_epoch(*arguments):
+        if arguments[5] == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", stop_at_the_third_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    capsys.readouterr()
+    assert_as_if_never_stopped(tmp_path, whole, capsys)
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from tests.test_runs import run
+from utils import {module}
+real, calls = {module}.{name}, []
+def deadly(*arguments, **options):
+    calls.append(1)
+    if len(calls) == {call}:
+        {last_words}
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **options)
+{module}.{name} = deadly
+run(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        # a step of epoch 3: each epoch takes 21 steps and one look at the test set
+        {"module": "training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
+        # the third save, of which half a file has come to disk
+        {"module": "checkpoint", "name": "torch.save", "call": 3, "last_words": "Path(arguments[1]).write_bytes(b'half')"},
+    ],
+    ids=["in an epoch", "in a save"],
+)
+def test_sigkill(tmp_path, whole, patch, capsys):
+    killed = subprocess.run([sys.executable, "-c", KILLED.format(**patch), tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["lr"]) == 2
+    for half in tmp_path.glob(".*.part"):
+        half.unlink()
+    assert_as_if_never_stopped(tmp_path, whole, capsys)
+
+
+@pytest.fixture
+def in_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SMOKE", False)
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    return tmp_path / "session9"
+
+
+def test_an_unfinished_run_of_the_same_plan_goes_on(in_runs):
+    data = load_data("digits")
+    assert runs.start_run(RECIPE, data) == in_runs
+    for name in ("checkpoint.pt", ".checkpoint.pt.123.part"):
+        (in_runs / name).touch()
+    assert runs.start_run(RECIPE, data) == in_runs
+    assert {path.name for path in in_runs.iterdir()} == {"plan.json", "checkpoint.pt"}
+    assert [path.name for path in in_runs.parent.iterdir()] == ["session9"]
+
+
+@pytest.mark.parametrize("difference", ["recipe", "data", "finished", "no plan"])
+def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
+    data = load_data("digits")
+    runs.start_run(RECIPE, data)
+    (in_runs / "checkpoint.pt").write_bytes(b"weights")
+    if difference == "finished":
+        (in_runs / "run.json").touch()
+    if difference == "no plan":
+        (in_runs / "plan.json").unlink()
+    recipe = replace(RECIPE, seed=1) if difference == "recipe" else RECIPE
+    runs.start_run(recipe, replace(data, name="photos") if difference == "data" else data)
+    assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
+    assert json.loads((in_runs / "plan.json").read_text())["recipe"] == asdict(recipe)
+    (aside,) = (path for path in in_runs.parent.iterdir() if path != in_runs)
+    assert (aside / "checkpoint.pt").read_bytes() == b"weights"
+    assert f"moved to {aside}/" in capsys.readouterr().out
