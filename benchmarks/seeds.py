@@ -1,33 +1,38 @@
 """Accuracy over seeds: ``python -m benchmarks.seeds ours --seeds 0 1 2``.
 
-Trains a variant of session 9 once a seed on the images that DATA names, appends each run to
-benchmarks/seeds.csv (a run that stands there already is not repeated) and prints the table.
+Trains a variant of session 9 once a seed on the images that DATA names, keeps its log and weights in
+runs/seeds/<variant>-<seed>/, appends its figures to benchmarks/seeds.csv (a run that stands there
+already is not repeated), prints the tables and writes those of CIFAR-10 into the README.
 """
 
 import argparse
 import csv
 import math
 import statistics
-import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
-from utils.data import load_data
+from utils.checkpoint import save_weights
+from utils.data import ImageData, load_data
 from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
+from utils.files import replace_file
 from utils.loaders import make_loaders
+from utils.publish import fill
 from utils.recipes import SESSION9, Recipe
+from utils.runs import open_folder, run_folder
 from utils.schedule import find_lr
 from utils.training import fit
 
 RESULTS = Path(__file__).with_name("seeds.csv")
+README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
            "hardware", "torch"]  # fmt: skip
-LOST = 20.0  # a run that ends below this test accuracy in percent counts as collapsed
+LOST = 20.0  # a run that ends below this test accuracy in percent counts as lost
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,20 @@ class Variant:
     max_lr: float | None = None  # None: the LR finder's
 
 
-COURSE = replace(SESSION9, crop_padding=4, cutout=8, max_grad_norm=math.inf)
-VARIANTS = {
-    "reference": Variant("the reference's recipe: PyTorch's init, max LR 0.001", COURSE, init="pytorch", max_lr=0.001),
-    "lr": Variant("its max LR from our LR finder", COURSE, init="pytorch"),
-    "init": Variant("our initialisation", COURSE),
-    "ours": Variant("flips alone, gradient clipped: ours"),
+COURSE = replace(SESSION9, crop_padding=4, cutout=8)
+LADDER = {
+    "reference": Variant("the reference's recipe", replace(COURSE, max_grad_norm=math.inf), init="pytorch", max_lr=0.001),
+    "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
+    "init": Variant("+ our initialisation", COURSE),
+    "ours": Variant("+ our augmentation: **ours**"),
+    "a8": Variant("+ a = 8: **ours**, in a sixth of the time", a=8),
+    "a8_pytorch": Variant("a = 8 with PyTorch's initialisation", a=8, init="pytorch"),
 }
+MAX_LRS = {f"a8_{lr}": Variant(f"a = 8, max LR {lr}", a=8, max_lr=lr) for lr in (0.001, 0.003, 0.01, 0.02, 0.04, 0.1)}
+VARIANTS = LADDER | MAX_LRS
 
 
-def run(name: str, seed: int, data, epochs: int) -> dict:
+def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     """Train one seed of a variant; a run whose loss is lost counts with the accuracy of chance."""
     variant = VARIANTS[name]
     recipe = replace(variant.recipe.for_images(len(data.train_labels)), seed=seed, epochs=epochs)
@@ -60,15 +69,16 @@ def run(name: str, seed: int, data, epochs: int) -> dict:
     set_seed(seed)
     model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
-    max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator).suggestion
+    folder = open_folder(run_folder("seeds") / f"{name}-{seed}", {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name})
+    max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion
     row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",
            "hardware": describe(accelerator), "torch": torch.__version__}  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, Path(folder))
-        except TrainingError as error:
-            print(error)
-            return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
+    try:
+        history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
+    except TrainingError as error:
+        print(error)
+        return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
+    save_weights(folder / "weights.pt", model, recipe.session, data)
     return row | {
         "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
         "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
@@ -92,23 +102,34 @@ def append(row: dict) -> None:
         writer.writerow(row)
 
 
-def table(rows: list[dict]) -> str:
-    """A Markdown table, a line for each variant, data set and number of epochs."""
-    heads = "variant data epochs n mean std min max collapsed max&nbsp;LR".split()
+def table(rows: list[dict], variants: dict[str, Variant]) -> str:
+    """A Markdown table of the variants in their order, a line for each data set and number of epochs."""
+    heads = "variant data epochs n mean std min max lost max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     groups = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"])):
         groups.setdefault((row["variant"], row["data"], row["epochs"]), []).append(row)
     for (name, data, epochs), runs in groups.items():
+        if name not in variants:
+            continue
         accuracies = [float(row["test_accuracy"]) for row in runs]
         lrs = sorted(float(row["max_lr"]) for row in runs)
         spread = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else "–"
-        lr = f"{lrs[0]:.3g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.3g} to {lrs[-1]:.3g}"
+        lr = f"{lrs[0]:.2g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.2g} to {lrs[-1]:.2g}"
         lines.append(
-            f"| {VARIANTS[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
+            f"| {variants[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
             f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < LOST for a in accuracies)} | {lr} |"
         )
     return "\n".join(lines)
+
+
+def write_readme(rows: list[dict]) -> None:
+    """The two tables of CIFAR-10 between their marks in the README."""
+    rows = [row for row in rows if row["data"].startswith("CIFAR-10")]
+    text = README.read_text("utf-8")
+    for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
+        text = fill(text, name, f"\n{table(rows, variants)}\n")
+    replace_file(README, lambda part: part.write_text(text, "utf-8"))
 
 
 def main() -> None:
@@ -125,7 +146,8 @@ def main() -> None:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
             append(run(name, seed, data, arguments.epochs))
-    print(table(read_results()))
+            write_readme(read_results())
+    print(table(read_results(), LADDER), table(read_results(), MAX_LRS), sep="\n\n")
 
 
 if __name__ == "__main__":

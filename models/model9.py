@@ -118,14 +118,18 @@ def near_isometry(blocks: nn.Sequential) -> None:
     directions of X, ``fc_out`` writes eight orthonormal directions times √8, and the ``fc_k`` of the
     next block reads the very directions that were written. Small random weights on Q and V (0.3 of
     PyTorch's) let the images differ in their attention from the start.
+
+    Only the product of q and k counts, so K is written three times as large and Q's biases a third as
+    large: a step of Adam moves every weight by about the learning rate, whatever its size, and at
+    0.02 that would be a seventh of K's entries, now a twentieth.
     """
     signs = torch.tensor([1.0] * (HEAD // 2) + [-1.0] * (HEAD // 2))
     read = nn.init.orthogonal_(torch.empty(HEAD, DIM))  # orthonormal rows
     for block in blocks:
-        for linear in (block.fc_q, block.fc_v):
+        for linear, size in ((block.fc_q, 1 / 3), (block.fc_v, 1)):
             linear.weight.mul_(0.3)
-            linear.bias.copy_(signs)
-        block.fc_k.weight.copy_(read)
+            linear.bias.copy_(size * signs)
+        block.fc_k.weight.copy_(3 * read)
         block.fc_k.bias.zero_()
         write = nn.init.orthogonal_(torch.empty(DIM, HEAD))  # orthonormal columns
         block.fc_out.weight.copy_(math.sqrt(HEAD) * write)

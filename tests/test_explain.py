@@ -1,5 +1,7 @@
 """The spectra and maps are those of the forward pass."""
 
+import copy
+
 import pytest
 import torch
 
@@ -17,10 +19,12 @@ def model():
 def test_spectra_are_those_of_the_forward_pass(model):
     images, seen = torch.randn(64, 3, 32, 32), []
     hooks = [block.register_forward_hook(lambda _b, _i, out: seen.append(out)) for block in model.ultimus_blocks]
-    model.eval()(images)
+    copy.deepcopy(model).train()(images)  # hooks are copied as well
     for hook in hooks:
         hook.remove()
+    before = copy.deepcopy(model.eval().state_dict())
     spectra = signal_spectra(model, images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
     assert spectra.shape == (5, 48)
     for row, out in zip(spectra[1:], seen):
         torch.testing.assert_close(row, torch.linalg.svdvals((out - out.mean(0)).detach()), rtol=1e-3, atol=1e-5)

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from utils.publish import PICTURES, NotPublishable, publish
+from utils.publish import NotPublishable, files, publish
 
 FACTS = {
     "session": 9, "data": "CIFAR-10 (JPEG copy)", "smoke": False, "epochs": 24, "max_lr": 0.0195, "seed": 0,
@@ -31,7 +31,7 @@ def root(tmp_path):
     """A repository with a finished run that was never shown."""
     run = tmp_path / "runs/session9"
     run.mkdir(parents=True)
-    for name in PICTURES:
+    for name in files(9):
         (run / name).write_bytes(name.encode())
     (run / "run.json").write_text(json.dumps(FACTS))
     (run / "history.csv").write_text("epoch,lr\n" + "".join(f"{i},0.1\n" for i in range(1, 25)))
@@ -44,7 +44,7 @@ def root(tmp_path):
 
 def test_publish_shows_the_run(root):
     publish(9, root)
-    for name in (*PICTURES, "run.json", "history.csv", "training_log.txt"):
+    for name in files(9):
         assert (root / "static/session9" / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
     name = "session9_assignment.ipynb"
     assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
@@ -75,7 +75,7 @@ def test_short_history_is_refused(root):
     refused(root, "has 1 of 24 epochs")
 
 
-@pytest.mark.parametrize("name", ["run.json", "confusion_matrix.png", "session9_assignment.ipynb"])
+@pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
 def test_unfinished_run_is_refused(root, name):
     (root / "runs/session9" / name).unlink()
     refused(root, f"lacks {name}: finish `make session9` first")

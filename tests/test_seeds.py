@@ -8,9 +8,15 @@ from benchmarks import seeds
 from utils.errors import TrainingError
 
 
+README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n"
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "RESULTS", tmp_path / "seeds.csv")
+    monkeypatch.setattr(seeds, "README", tmp_path / "README.md")
+    monkeypatch.setattr(seeds, "run_folder", lambda name: tmp_path / name)
+    (tmp_path / "README.md").write_text(README)
     return tmp_path / "seeds.csv"
 
 
@@ -24,12 +30,13 @@ def test_runs_are_kept_and_not_repeated(results, monkeypatch, capsys):
     (row,) = csv.DictReader(results.open())
     assert (row["variant"], row["data"], row["seed"], row["epochs"]) == ("ours", "digits", "3", "6")
     assert 0 <= float(row["test_accuracy"]) <= 100 and 0.001 < float(row["max_lr"]) < 0.1
+    assert (results.parent / "seeds/ours-3/weights.pt").exists() and "digits" not in (results.parent / "README.md").read_text()
     monkeypatch.setattr(seeds, "run", lambda *_: pytest.fail("trained again"))
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out
 
 
-def test_a_lost_run_counts_as_collapsed(results, monkeypatch, capsys):
+def test_a_lost_run_counts(results, monkeypatch, capsys):
     def lost(*_):
         raise TrainingError("the loss became nan")
 
@@ -41,4 +48,26 @@ def test_a_lost_run_counts_as_collapsed(results, monkeypatch, capsys):
 def test_variants_differ_from_the_recipe_only_where_they_say():
     ours = seeds.VARIANTS["ours"]
     assert ours.recipe is seeds.SESSION9 and ours.init == "near_isometry" and ours.max_lr is None
-    assert {name for name, variant in seeds.VARIANTS.items() if variant.init == "pytorch"} == {"reference", "lr"}
+    pytorch = {name for name, variant in seeds.VARIANTS.items() if variant.init == "pytorch"}
+    assert pytorch == {"reference", "lr", "a8_pytorch"}
+    for name, variant in seeds.VARIANTS.items():
+        assert (variant.a == 8) == name.startswith("a8"), name
+        assert (variant.recipe is seeds.SESSION9) == (name not in ("reference", "lr", "init")), name
+
+
+def test_readme_shows_the_committed_results():
+    readme = seeds.README.read_text("utf-8")
+    rows = [row for row in seeds.read_results() if row["data"].startswith("CIFAR-10")]
+    for variants in (seeds.LADDER, seeds.MAX_LRS):
+        assert seeds.table(rows, variants) in readme
+
+
+def test_table_follows_the_variants_and_leaves_others_out():
+    row = {"data": "CIFAR-10", "epochs": "24", "max_lr": "0.02"}
+    rows = [row | {"variant": name, "test_accuracy": accuracy} for name, accuracy in
+            [("a8", "75"), ("reference", "10"), ("a8_0.04", "74"), ("a8", "76")]]  # fmt: skip
+    lines = seeds.table(rows, seeds.LADDER).splitlines()[2:]
+    assert [line.split(" | ")[3:8] for line in lines] == [
+        ["1", "10.00%", "–", "10.00%", "10.00%"], ["2", "75.50%", "0.71", "75.00%", "76.00%"]
+    ]  # fmt: skip
+    assert "a = 8, max LR 0.04" in seeds.table(rows, seeds.MAX_LRS).splitlines()[2]

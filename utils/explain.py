@@ -1,5 +1,7 @@
 """What a trained network does with an image: how much of the signal survives, and where attention lies."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,9 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
 
     Returns: ``(5, 48)``, falling in each row: of X after the convolutions (pooled) and after each of
     the four ULTIMUS blocks. A row with one value far above the rest is a batch on a line.
+    BatchNorm takes these images' own statistics, as in training: an untrained network has no others.
     """
-    model.eval()
+    model = copy.deepcopy(model).train()  # a copy, because BatchNorm also notes what it sees
     stages = [model.features(images)]  # (N, 48)
     for block in model.ultimus_blocks:
         stages.append(block(stages[-1]))

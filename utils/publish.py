@@ -25,11 +25,17 @@ PICTURES = (
     "misclassified_images.png",
     "confusion_matrix.png",
 )
-TEXTS = ("run.json", "history.csv", "training_log.txt")
+OWN_PICTURES = {9: ("signal_rank.png", "attention_maps.png")}
+FILES = ("run.json", "history.csv", "training_log.txt", "weights.pt")
 
 
 class NotPublishable(Exception):
     """Why a run is not shown."""
+
+
+def files(session: int) -> tuple[str, ...]:
+    """What a run of ``session`` hands to the repository, besides its notebook."""
+    return (*FILES, *PICTURES, *OWN_PICTURES[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:
@@ -40,7 +46,7 @@ def publish(session: int, root: Path = Path()) -> None:
     static = root / "static" / recipe.name
     check(run, recipe, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
-    for name in (*TEXTS, *PICTURES):
+    for name in files(session):
         replace_file(static / name, lambda part: shutil.copyfile(run / name, part))
     replace_file(root / notebook, lambda part: shutil.copyfile(run / notebook, part))
     readme = (root / "README.md").read_text("utf-8")
@@ -52,7 +58,7 @@ def publish(session: int, root: Path = Path()) -> None:
 
 def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
     """NotPublishable if the run is not a whole one on CIFAR-10 of the notebook as it is now."""
-    missing = [name for name in (*TEXTS, *PICTURES, notebook.name) if not (run / name).exists()]
+    missing = [name for name in (*files(recipe.session), notebook.name) if not (run / name).exists()]
     if missing:
         raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))

@@ -41,8 +41,9 @@ SESSION9 = Recipe(
     epochs=24,
     top_epoch=5,
     batch_size=512,
-    # 26,064 parameters underfit: with crop and cutout the training accuracy stays below the test accuracy.
-    crop_padding=0,
+    # 26,064 parameters underfit: with the usual crop of 4 and cutout of 8 the training accuracy stays below
+    # the test accuracy.
+    crop_padding=1,
     cutout=0,
     # At the top of the cycle one bad batch can throw the attention so far that the loss never comes back.
     max_grad_norm=1.0,

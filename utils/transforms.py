@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad with black, then cut a window of ``size`` × ``size`` pixels at a place of each image's own."""
+    """Cut a window of ``size`` × ``size`` pixels at a place of each image's own, up to ``padding`` beyond its edge.
+
+    What lies beyond the edge is the image mirrored in it. A black border would shift the means of the
+    features, which a network that pools over the whole image takes for content.
+    """
 
     size: int
-    padding: int
+    padding: int  # in pixels; less than the image's side
 
     def __call__(self, images: Tensor) -> Tensor:
         places = images.shape[-1] + 2 * self.padding - self.size + 1
@@ -27,13 +30,18 @@ class RandomCrop:
         return self.apply(images, top, left)
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        padded = F.pad(images, [self.padding] * 4)
-        window = torch.arange(self.size, device=images.device)
-        rows = top[:, None, None] + window[:, None]  # (B, size, 1)
-        columns = left[:, None, None] + window  # (B, 1, size)
+        window = torch.arange(self.size, device=images.device) - self.padding
+        rows = mirrored(top[:, None, None] + window[:, None], images.shape[-2])  # (B, size, 1)
+        columns = mirrored(left[:, None, None] + window, images.shape[-1])  # (B, 1, size)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
-        crops = padded[batch, :, rows, columns]  # (B, size, size, C)
+        crops = images[batch, :, rows, columns]  # (B, size, size, C)
         return crops.permute(0, 3, 1, 2)  # (B, C, size, size), channels-last in memory
+
+
+def mirrored(places: Tensor, side: int) -> Tensor:
+    """Places beyond 0 … ``side`` − 1, reflected in the first or the last: −1 → 1, ``side`` → ``side`` − 2."""
+    last = side - 1
+    return last - (last - places.abs()).abs()
 
 
 @dataclass(frozen=True)

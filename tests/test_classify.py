@@ -1,0 +1,59 @@
+"""A trained network is loaded and shown pictures as the README says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.model9 import TransformerModel
+from utils.checkpoint import save_weights
+from utils.classify import load_classifier
+from utils.data import load_data
+from utils.errors import DataError
+from utils.transforms import Normalize
+
+ROOT = Path(__file__).parents[1]
+DIGITS = load_data("digits")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    model = TransformerModel().eval()
+    save_weights(tmp_path / "weights.pt", model, 9, DIGITS)
+    return tmp_path / "weights.pt", model
+
+
+@torch.no_grad()
+def test_probabilities_are_those_of_the_network(weights, tmp_path):
+    path, model = weights
+    image = DIGITS.test_images[0]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
+    expected = model(Normalize(DIGITS.mean, DIGITS.std)(image[None]))[0].softmax(dim=0)
+    got = load_classifier(path)(tmp_path / "digit.png", count=10)
+    assert got == pytest.approx({name: p for name, p in zip(DIGITS.classes, expected.tolist())}, abs=1e-4)
+    assert list(got.values()) == sorted(got.values(), reverse=True)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_any_size_and_mode(weights, tmp_path, mode):
+    Image.new(mode, (200, 120)).save(tmp_path / "wide.png")
+    assert len(load_classifier(weights[0])(tmp_path / "wide.png")) == 3
+
+
+def test_what_is_not_an_image_is_named(weights):
+    with pytest.raises(DataError, match="weights.pt is not an image"):
+        load_classifier(weights[0])(weights[0])
+
+
+def test_the_readmes_lines_run(tmp_path, monkeypatch, capsys):
+    (lines,) = re.findall(r"```python\n(.*?load_classifier.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    weights, picture = re.findall(r'"([^"]+\.(?:pt|png|jpg))"', lines)
+    Image.new("RGB", (64, 48), "skyblue").save(tmp_path / picture)
+    (tmp_path / weights).parent.mkdir(parents=True)
+    (tmp_path / weights).symlink_to(ROOT / weights)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert re.match(r"\{'\w+': 0\.\d+, ", capsys.readouterr().out)

@@ -1,0 +1,52 @@
+"""A trained network put to use: load it, show it a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from models.model9 import TransformerModel
+from utils.checkpoint import load_weights
+from utils.errors import DataError
+from utils.transforms import Normalize
+
+NETWORKS = {9: TransformerModel}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network, the classes it tells apart and the scale it wants its images on."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    normalize: Normalize
+
+    @torch.inference_mode()
+    def __call__(self, image: str | Path, count: int = 3) -> dict[str, float]:
+        """The ``count`` most probable classes of an image file and their probabilities, the first one highest.
+
+        The middle square of the picture is scaled to 32×32, the size that the network knows.
+
+        Raises:
+            DataError: the file is not an image.
+        """
+        try:
+            with Image.open(image) as picture:
+                picture = ImageOps.exif_transpose(picture).convert("RGB")
+        except (UnidentifiedImageError, IsADirectoryError) as error:
+            raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
+        pixels = pil_to_tensor(ImageOps.fit(picture, (32, 32)))  # (3, 32, 32), uint8
+        probabilities = self.model(self.normalize(pixels[None]))[0].softmax(dim=0)  # (C,)
+        best = probabilities.topk(min(count, len(self.classes)))
+        return {self.classes[i]: round(p, 4) for p, i in zip(best.values.tolist(), best.indices.tolist())}
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    model = NETWORKS[content["session"]]()
+    load_weights(path, model)
+    return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
