@@ -22,6 +22,7 @@ from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.loaders import make_loaders
+from utils.optimizers import decay_convolutions
 from utils.publish import fill
 from utils.recipes import SESSION9, Recipe
 from utils.runs import open_folder, run_folder
@@ -46,12 +47,12 @@ class Variant:
     max_lr: float | None = None  # None: the LR finder's
 
 
-COURSE = replace(SESSION9, crop_padding=4, cutout=8)
+COURSE = replace(SESSION9, crop_padding=4, cutout=8, weight_decay=0.0)
 LADDER = {
     "reference": Variant("the reference's recipe", replace(COURSE, max_grad_norm=math.inf), init="pytorch", max_lr=0.001),
     "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialisation", COURSE),
-    "ours": Variant("+ our augmentation: **ours**"),
+    "ours": Variant("+ our augmentation, convolutions decayed: **ours**"),
     "a8": Variant("+ a = 8: **ours**, in a sixth of the time", a=8),
     "a8_pytorch": Variant("a = 8 with PyTorch's initialisation", a=8, init="pytorch"),
 }
@@ -68,7 +69,7 @@ def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     loaders = make_loaders(data, recipe, accelerator.device)
     set_seed(seed)
     model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(decay_convolutions(model, recipe.weight_decay))
     folder = open_folder(run_folder("seeds") / f"{name}-{seed}", {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name})
     max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion
     row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from torchinfo import summary
 
 from models.model9 import TransformerModel, UltimusBlock
+from utils.data import load_data
 from utils.summary import model_table
+from utils.transforms import Normalize
 
 
 def test_parameters_and_mult_adds_are_the_assignments():
@@ -125,3 +127,29 @@ def test_gradients_reach_the_first_convolution():
 def test_unknown_initialisation_is_refused():
     with pytest.raises(ValueError, match='init is \'xavier\'.*"near_isometry" or "pytorch"'):
         TransformerModel(init="xavier")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_better_than_chance_after_sixty_steps_on_digits(seed):
+    assert accuracy_of_first_steps("near_isometry", seed) > 16  # chance is 10 ± 1
+
+
+def test_pytorchs_initialisation_is_still_at_chance_by_then():
+    assert accuracy_of_first_steps("pytorch", seed=0) < 16
+
+
+def accuracy_of_first_steps(init: str, seed: int) -> float:
+    """Training accuracy in percent over steps 41 to 60 on the digits."""
+    digits = load_data("digits")
+    normalize = Normalize(digits.mean, digits.std)
+    torch.manual_seed(seed)
+    model, hits = TransformerModel(init=init), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    for _ in range(60):
+        batch = torch.randint(len(digits.train_labels), (48,))
+        logits, labels = model(normalize(digits.train_images[batch])), digits.train_labels[batch]
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        hits.append((logits.argmax(dim=1) == labels).float().mean())
+    return 100 * torch.stack(hits[40:]).mean().item()

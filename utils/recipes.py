@@ -17,6 +17,7 @@ class Recipe:
     crop_padding: int  # 0: no crop
     cutout: int  # side of the square; 0: no cutout
     max_grad_norm: float  # longer gradients are cut to this length
+    weight_decay: float  # of the convolutions
     seed: int = 0
 
     @property
@@ -47,4 +48,5 @@ SESSION9 = Recipe(
     cutout=0,
     # At the top of the cycle one bad batch can throw the attention so far that the loss never comes back.
     max_grad_norm=1.0,
+    weight_decay=3e-4,
 )
