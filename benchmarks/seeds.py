@@ -70,7 +70,8 @@ def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     set_seed(seed)
     model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(decay_convolutions(model, recipe.weight_decay))
-    folder = open_folder(run_folder("seeds") / f"{name}-{seed}", {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name})
+    plan = {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name}
+    folder = open_folder(run_folder("seeds") / f"{name}-{seed}", plan)
     max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion
     row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",
            "hardware": describe(accelerator), "torch": torch.__version__}  # fmt: skip

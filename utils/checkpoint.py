@@ -53,7 +53,13 @@ def resume(
 
 def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) -> None:
     """Save what it takes to use the trained network: its weights, and how it was shown which classes."""
-    content = {"model": model.state_dict(), "session": session, "classes": data.classes, "mean": data.mean, "std": data.std}
+    content = {
+        "model": model.state_dict(),
+        "session": session,
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+    }
     replace_file(path, lambda part: torch.save(content, part))
 
 

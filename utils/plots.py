@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
@@ -126,20 +127,21 @@ def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
         ax.set(title=title, xlabel="direction", xticks=range(1, 9), ylim=(1e-6, 1e3))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("singular value, mean removed")
-    axes[0].legend(fontsize=8)
+    axes[-1].legend(fontsize=8, loc="lower left")
     return fig
 
 
 def attention_maps(maps: Tensor, images: Tensor, titles: Sequence[str], data_name: str) -> Figure:
     """A row an image: the image ``(N, 3, H, W)``, 0 to 1, and the four AM ``(N, 4, 8, 8)`` on one scale of colours."""
     fig, axes = figure(len(images), 5, (9, 0.5 + 1.8 * len(images)), f"AM of the four blocks · {data_name}")
+    shades = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))  # uniform attention is 0.04: dark, but not black
     for i, (image, title) in enumerate(zip(images.cpu(), titles)):
         first, *others = axes[5 * i : 5 * i + 5]
         first.imshow(image.permute(1, 2, 0).numpy())
         first.set_title(title, fontsize=9)
         first.axis("off")
         for block, ax in enumerate(others):
-            drawn = ax.imshow(maps[i, block], vmin=0, vmax=float(maps.max()), cmap="magma")
+            drawn = ax.imshow(maps[i, block], norm=shades, cmap="magma")
             ax.set(xticks=[], yticks=[])
             if i == 0:
                 ax.set_title(f"block {block + 1}", fontsize=9)

@@ -1,5 +1,6 @@
 """What each session trains with: one value a session, read by the notebook and by every script."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 
@@ -16,8 +17,11 @@ class Recipe:
     batch_size: int
     crop_padding: int  # 0: no crop
     cutout: int  # side of the square; 0: no cutout
-    max_grad_norm: float  # longer gradients are cut to this length
     weight_decay: float  # of the convolutions
+    max_grad_norm: float = math.inf  # longer gradients are cut to this length
+    label_smoothing: float = 0.0
+    start_div: float = 10.0  # the learning rate starts at max LR / start_div …
+    end_div: float = 10_000.0  # … and ends at max LR / end_div
     seed: int = 0
 
     @property
@@ -46,7 +50,7 @@ SESSION9 = Recipe(
     # the test accuracy.
     crop_padding=1,
     cutout=0,
+    weight_decay=3e-4,
     # At the top of the cycle one bad batch can throw the attention so far that the loss never comes back.
     max_grad_norm=1.0,
-    weight_decay=3e-4,
 )

@@ -96,9 +96,10 @@ def edge_of(lrs: list[float], losses: list[float]) -> float:
 def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int) -> OneCycleLR:
     """Linear one-cycle policy over ``recipe.epochs × batches`` steps, to be stepped after every batch.
 
-    From ``max_lr``/10 up to ``max_lr``, which the last batch of epoch ``recipe.top_epoch`` uses, then
-    down to nearly 0. The cycle has one point more than there are steps, so that the step after the
-    last batch lands on its end and not, as is often seen, on a negative learning rate beyond it.
+    From ``max_lr / recipe.start_div`` up to ``max_lr``, which the last batch of epoch ``recipe.top_epoch``
+    uses, then down to ``max_lr / recipe.end_div``. The cycle has one point more than there are steps, so
+    that the step after the last batch lands on its end and not, as is often seen, on a negative learning
+    rate beyond it.
 
     Source: Smith & Topin, https://arxiv.org/abs/1708.07120
     """
@@ -110,6 +111,6 @@ def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int)
         pct_start=recipe.top_epoch * batches / points,
         anneal_strategy="linear",
         cycle_momentum=False,
-        div_factor=10,
-        final_div_factor=1000,
+        div_factor=recipe.start_div,
+        final_div_factor=recipe.end_div / recipe.start_div,
     )

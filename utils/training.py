@@ -26,8 +26,8 @@ def train(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     accelerator: Accelerator,
+    recipe: Recipe,
     epoch: int,
-    max_grad_norm: float,
 ) -> tuple[float, float, list[float], str]:
     """One epoch of training.
 
@@ -43,9 +43,9 @@ def train(
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
             logits = model(images)  # (B, 10)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+            accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             lrs.append(scheduler.get_last_lr()[0])  # the one this step used
             scheduler.step()
@@ -81,11 +81,16 @@ def running(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode."""
+def predict(model: nn.Module, loader: DataLoader, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode.
+
+    ``mirrored`` shows every image mirrored left to right.
+    """
     model.eval()
     bar = progress(loader, desc="Testing", mininterval=1, leave=False)
-    logits, labels = zip(*((model(images).float(), labels) for images, labels in bar))
+    logits, labels = zip(
+        *((model(images.flip(-1) if mirrored else images).float(), labels) for images, labels in bar)
+    )
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -124,7 +129,7 @@ def fit(
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy, lrs, train_line = train(
-            prepared, train_loader, optimizer, scheduler, accelerator, epoch, recipe.max_grad_norm
+            prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
         )
         test_loss, test_accuracy, test_line = test(prepared, test_loader)
         print(test_line, flush=True)
