@@ -69,3 +69,14 @@ def test_confusion_matrix(answers):
     figure = plots.confusion_matrix(logits, labels, CLASSES, "digits")
     cells = figure.axes[0].images[0].get_array()  # row: true class, column: answer
     assert cells[0, 0] == 7 and cells[0, 1] == 3 and cells.sum() == 100
+
+
+def test_accuracy_by_class(answers):
+    _, logits, labels = answers
+    labels = torch.where(torch.arange(100) < 10, 0, labels)  # ten more of class 0
+    figure = plots.accuracy_by_class(logits, labels, CLASSES, "digits")
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    right = logits.argmax(dim=1) == labels
+    assert widths == pytest.approx([100 * right[labels == i].float().mean().item() for i in range(10)])
+    assert len(set(widths)) > 1 and figure.axes[0].yaxis_inverted()
+    figure.canvas.draw()

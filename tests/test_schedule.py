@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from utils.device import make_accelerator
 from utils.errors import TrainingError
-from utils.recipes import SESSION9
+from utils.recipes import SESSION8, SESSION9
 from utils.schedule import edge_of, find_lr, one_cycle
 
 
@@ -109,3 +109,15 @@ def test_one_cycle(epochs, top_epoch, batches):
     torch.testing.assert_close(falls, falls.mean().expand_as(falls), rtol=1e-4, atol=1e-9)
     assert lrs[-1] == pytest.approx(2e-6) and min(lrs) > 0
     assert all(group["betas"] == (0.9, 0.999) for group in optimizer.param_groups)
+
+
+def test_session_8_ends_where_it_began():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = one_cycle(optimizer, max_lr=0.4, recipe=SESSION8, batches=98)
+    lrs = []
+    for _ in range(24 * 98):
+        lrs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert lrs[0] == pytest.approx(0.004) and scheduler.get_last_lr()[0] == pytest.approx(0.004)
+    assert max(lrs) == lrs[5 * 98 - 1] == pytest.approx(0.4)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from utils.checkpoint import load_weights
 from utils.data import load_data
 from utils.device import fastest_precision, make_accelerator
 from utils.errors import TrainingError
-from utils.loaders import make_loaders
+from utils.loaders import BatchDataset, as_is, make_loaders
 from utils.recipes import SESSION9, short
 
 DIGITS = load_data("digits")
@@ -28,7 +29,7 @@ TRAIN_LINE = re.compile(
 TEST_LINE = re.compile(r"Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/(\d+) \((\d+\.\d\d)%\)")
 
 
-def run(folder, max_lr=0.01, data=DIGITS, recipe=RECIPE):
+def run(folder, max_lr=0.003, data=DIGITS, recipe=RECIPE):
     accelerator = make_accelerator()
     set_seed(recipe.seed)
     loaders = make_loaders(data, recipe, accelerator.device)
@@ -125,7 +126,7 @@ def test_loss_that_is_lost_stops_the_run_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training.F, "cross_entropy", lost_at_the_24th_step)
     # one of the calls is the test pass after epoch 1 of 21 batches: step 24 is batch 1 of epoch 2
-    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.009\d+: try a max LR"):
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.002\d+: try a max LR"):
         run(tmp_path)
     assert len((tmp_path / "training_log.txt").read_text("utf-8").splitlines()) == 2  # epoch 1 is kept
     assert (tmp_path / "checkpoint.pt").exists()
@@ -148,3 +149,20 @@ def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, expected):
     for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, check, lambda: cpu_bf16, raising=False)
     assert fastest_precision() == expected
+
+
+def test_mirrored_prediction_is_that_of_mirrored_images(finished):
+    _, model, _, (_, test_loader) = finished
+    mirrored, labels = training.predict(model, test_loader, mirrored=True)
+    test_set = test_loader.dataset
+    flipped = BatchDataset(test_set.images.flip(-1), test_set.labels, test_set.transform)
+    expected, _ = training.predict(model, torch.utils.data.DataLoader(flipped, 71, collate_fn=as_is))
+    torch.testing.assert_close(mirrored, expected, rtol=0.02, atol=0.02)
+    assert not torch.allclose(mirrored, training.predict(model, test_loader)[0], atol=0.1)
+
+
+def test_label_smoothing_is_trained_with_but_not_tested_with(tmp_path, monkeypatch):
+    seen, real = [], F.cross_entropy
+    monkeypatch.setattr(training.F, "cross_entropy", lambda *a, **o: seen.append(o.get("label_smoothing")) or real(*a, **o))
+    run(tmp_path, recipe=replace(RECIPE, epochs=2, label_smoothing=0.2))
+    assert seen == 2 * ([0.2] * 21 + [None])

@@ -114,6 +114,17 @@ def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], dat
     return fig
 
 
+def accuracy_by_class(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
+    """How many of each class's test images are right, in percent: logits ``(N, C)``, labels ``(N,)``."""
+    labels, hits = labels.cpu(), (logits.argmax(dim=1) == labels).cpu()
+    accuracies = [100 * hits[labels == number].float().mean().item() for number in range(len(classes))]
+    fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {data_name}")
+    ax.bar_label(ax.barh(classes, accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
+    ax.set(xlabel="test images of the class that are right, in %", xlim=(0, 112), xticks=range(0, 101, 20))
+    ax.invert_yaxis()
+    return fig
+
+
 def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
     """Singular values of the signal after each stage, a panel for each network: ``{title: (5, 48)}``.
 

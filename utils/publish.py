@@ -25,8 +25,8 @@ PICTURES = (
     "misclassified_images.png",
     "confusion_matrix.png",
 )
-OWN_PICTURES = {9: ("signal_rank.png", "attention_maps.png")}
-FILES = ("run.json", "history.csv", "training_log.txt", "weights.pt")
+FILES = ("run.json", "history.csv", "training_log.txt")
+OWN = {8: ("accuracy_by_class.png",), 9: ("signal_rank.png", "attention_maps.png", "weights.pt")}
 
 
 class NotPublishable(Exception):
@@ -35,7 +35,7 @@ class NotPublishable(Exception):
 
 def files(session: int) -> tuple[str, ...]:
     """What a run of ``session`` hands to the repository, besides its notebook."""
-    return (*FILES, *PICTURES, *OWN_PICTURES[session])
+    return (*FILES, *PICTURES, *OWN[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:

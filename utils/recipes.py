@@ -54,3 +54,17 @@ SESSION9 = Recipe(
     # At the top of the cycle one bad batch can throw the attention so far that the loss never comes back.
     max_grad_norm=1.0,
 )
+
+SESSION8 = Recipe(
+    session=8,
+    epochs=24,
+    top_epoch=5,
+    batch_size=512,
+    crop_padding=4,
+    cutout=8,
+    weight_decay=5e-4,
+    label_smoothing=0.2,
+    # The assignment wants no annihilation: the cycle ends where it began, at its LRMIN.
+    start_div=100.0,
+    end_div=100.0,
+)
