@@ -122,7 +122,7 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
             f"| {variants[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
             f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < LOST for a in accuracies)} | {lr} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "No run yet."
 
 
 def write_readme(rows: list[dict]) -> None:
