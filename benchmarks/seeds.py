@@ -109,11 +109,10 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
     heads = "variant data epochs n mean std min max lost max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     groups = {}
-    for row in sorted(rows, key=lambda row: list(VARIANTS).index(row["variant"])):
+    rows = [row for row in rows if row["variant"] in variants]
+    for row in sorted(rows, key=lambda row: list(variants).index(row["variant"])):
         groups.setdefault((row["variant"], row["data"], row["epochs"]), []).append(row)
     for (name, data, epochs), runs in groups.items():
-        if name not in variants:
-            continue
         accuracies = [float(row["test_accuracy"]) for row in runs]
         lrs = sorted(float(row["max_lr"]) for row in runs)
         spread = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else "–"
@@ -149,7 +148,8 @@ def main() -> None:
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
             append(run(name, seed, data, arguments.epochs))
             write_readme(read_results())
-    print(table(read_results(), LADDER), table(read_results(), MAX_LRS), sep="\n\n")
+    rows = read_results()
+    print(table(rows, LADDER), table(rows, MAX_LRS), sep="\n\n")
 
 
 if __name__ == "__main__":

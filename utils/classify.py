@@ -10,7 +10,6 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from utils.checkpoint import load_weights
 from utils.errors import DataError
 from utils.transforms import Normalize
 
@@ -49,5 +48,5 @@ def load_classifier(path: str | Path) -> Classifier:
     """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     model = NETWORKS[content["session"]]()
-    load_weights(path, model)
+    model.load_state_dict(content["model"])
     return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
