@@ -86,7 +86,8 @@ def colab(monkeypatch, tmp_path):
         commands.append(command)
         if command[0] == "git":
             (tmp_path / command[-1] / "models").mkdir(parents=True)
-            (tmp_path / command[-1] / "models/model9.py").touch()
+            for network in ROOT.glob("models/model*.py"):
+                (tmp_path / command[-1] / "models" / network.name).touch()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
