@@ -87,9 +87,10 @@ def results_table(static: Path) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for file in sorted(static.glob("session*/run.json")):
         facts = json.loads(file.read_text("utf-8"))
+        apart = f" ({facts['flip_averaged']:.2f}% flip-averaged)" if "flip_averaged" in facts else ""
         cells = (
             facts["session"],
-            f"**{facts['test_accuracy']:.2f}%**",
+            f"**{facts['test_accuracy']:.2f}%**{apart}",
             f"{facts['train_accuracy']:.2f}%",
             f"n = 1, seed {facts['seed']}",
             f"{facts['parameters']:,}",

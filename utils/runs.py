@@ -59,9 +59,11 @@ def finish_run(
     max_lr: float,
     history: History,
     accelerator: Accelerator,
+    flip_averaged: float | None = None,
 ) -> dict:
     """Write ``weights.pt``, the trained network, and ``run.json``: on which data, with which recipe, on
-    which hardware, with which result."""
+    which hardware, with which result. ``flip_averaged`` is the test accuracy in percent of the answers
+    to each image and its mirror image averaged, kept apart from the one without tricks."""
     save_weights(folder / "weights.pt", model, recipe.session, data)
     facts = {
         "session": recipe.session,
@@ -76,6 +78,7 @@ def finish_run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_accuracy": history.train_accuracy[-1],
         "test_accuracy": history.test_accuracy[-1],
+        **({} if flip_averaged is None else {"flip_averaged": round(flip_averaged, 2)}),
         "seconds_per_epoch": round(statistics.median(history.seconds), 2),
         "hardware": describe(accelerator),
         "torch": torch.__version__,
