@@ -22,7 +22,7 @@ from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.loaders import make_loaders
-from utils.optimizers import decay_convolutions
+from utils.optimizers import adam
 from utils.publish import fill
 from utils.recipes import SESSION9, Recipe
 from utils.runs import open_folder, run_folder
@@ -69,7 +69,7 @@ def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     loaders = make_loaders(data, recipe, accelerator.device)
     set_seed(seed)
     model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(decay_convolutions(model, recipe.weight_decay))
+    optimizer = adam(model, recipe)
     plan = {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name}
     folder = open_folder(run_folder("seeds") / f"{name}-{seed}", plan)
     max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion

@@ -1,9 +1,11 @@
-"""Which weights decay."""
+"""The optimizers, and which weights they decay."""
 
+import pytest
 import torch
 
 from models.model9 import TransformerModel
-from utils.optimizers import decay_convolutions
+from utils.optimizers import adam, decay_convolutions, sgd
+from utils.recipes import SESSION8, SESSION9
 
 
 def test_convolutions_decay_and_nothing_else():
@@ -16,3 +18,10 @@ def test_convolutions_decay_and_nothing_else():
     for name, parameter in model.named_parameters():
         decayed = name in ("conv_block.0.weight", "conv_block.4.weight", "conv_block.8.weight")
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decayed else 1.0))
+
+
+@pytest.mark.parametrize("make, recipe", [(adam, SESSION9), (sgd, SESSION8)])
+def test_optimizers_decay_as_the_recipe_says(make, recipe):
+    decaying, others = make(TransformerModel(), recipe).param_groups
+    assert decaying["weight_decay"] == recipe.weight_decay > 0 and others["weight_decay"] == 0
+    assert len(decaying["params"]) == 3

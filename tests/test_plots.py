@@ -40,6 +40,28 @@ def test_misclassified_images(answers):
     assert titles[0] == "class 1\n(true: class 0)" and titles[-1] == "class 0\n(true: class 9)"
 
 
+def test_misclassified_are_spread_over_all_that_are_wrong(answers):
+    _, logits, labels = answers
+    assert plots.misclassified(logits, labels, 4).tolist() == [0, 9, 19, 29]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_grad_cam(answers, count):
+    images, logits, labels = (values[:count] for values in answers)
+    heats = torch.zeros(count, 32, 32), torch.ones(count, 32, 32)
+    figure = plots.grad_cam(images, heats, 5 * logits, labels, CLASSES, "digits")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert len(shown) == 3 * count and "digits" in figure.get_suptitle()
+    figure.canvas.draw()
+    if count:
+        titles = [ax.get_title() for ax in shown[:3]]
+        assert titles == ["", "answer: class 1\n94.3%", "truth: class 0\n0.6%"]
+        plain, answer, truth = (ax.images[0].get_array() for ax in shown[:3])
+        assert (plain == images[0].permute(1, 2, 0).numpy()).all()
+        blue, red = answer.astype(float).mean((0, 1)), truth.astype(float).mean((0, 1))  # cold and hot
+        assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50
+
+
 @pytest.mark.parametrize("wrong", [0, 1, 7])
 def test_few_misclassified_images(answers, wrong):
     images, _, labels = answers

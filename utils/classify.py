@@ -8,12 +8,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from models.model7 import ResNet18
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from utils.errors import DataError
 from utils.transforms import Normalize
 
-NETWORKS = {8: CustomResNet, 9: TransformerModel}
+NETWORKS = {7: ResNet18, 8: CustomResNet, 9: TransformerModel}
 
 
 @dataclass(frozen=True)

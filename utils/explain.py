@@ -1,11 +1,49 @@
-"""What a trained network does with an image: how much of the signal survives, and where attention lies."""
+"""What a trained network does with an image: where it looks, how much of the signal survives, where attention lies."""
 
 import copy
 
 import torch
-from torch import Tensor
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
 
 from models.model9 import TransformerModel
+
+SMALLEST_MAP = 5  # pixels a side: on a coarser map Grad-CAM says little, and the assignment forbids it
+
+
+def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
+    """Where in each image the evidence for a class lies, as ``layer`` sees it.
+
+    Args:
+        layer: its name in the model, as in ``"layer3"`` or ``"layer3.0"``.
+        images: normalised, ``(N, 3, H, W)``.
+        classes: ``(N,)``, the class each image is searched for.
+
+    Returns: heat ``(N, H, W)``; in each image 0 is the least and 1 the most.
+
+    Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as built in the package grad-cam.
+
+    Raises:
+        ValueError: the model has no such layer, or the layer's map has fewer than 5 pixels a side.
+    """
+    from pytorch_grad_cam import GradCAM  # here, because session 9 does without that package
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    # A copy, because Grad-CAM sets the mode, the gradients and hooks; in float32, because it works in NumPy.
+    model = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).float()
+    layers = dict(model.named_modules())
+    if layer not in layers:
+        raise ValueError(f"the model has no layer {layer!r}: it has {', '.join(name for name, _ in model.named_children())}")
+    if len(images) == 0:  # a network that never errs has nothing to explain
+        return images.new_zeros(images[:, 0].shape)
+    cam = GradCAM(model, [layers[layer]])
+    heat = cam(images, [ClassifierOutputTarget(number) for number in classes.tolist()])
+    height, width = cam.activations_and_grads.activations[0].shape[-2:]
+    if min(height, width) < SMALLEST_MAP:
+        raise ValueError(
+            f"{layer}'s map is {height}×{width}: Grad-CAM needs {SMALLEST_MAP}×{SMALLEST_MAP} or more, so take an earlier layer"
+        )
+    return torch.from_numpy(heat)
 
 
 @torch.inference_mode()

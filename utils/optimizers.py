@@ -1,6 +1,19 @@
-"""Which weights decay: those of which only the direction counts."""
+"""The optimizers, and which weights they decay: those of which only the direction counts."""
 
 from torch import nn
+from torch.optim import SGD, Adam
+
+from utils.recipes import Recipe
+
+
+def adam(model: nn.Module, recipe: Recipe) -> Adam:
+    """Session 9's optimizer, as its assignment asks."""
+    return Adam(decay_convolutions(model, recipe.weight_decay))
+
+
+def sgd(model: nn.Module, recipe: Recipe) -> SGD:
+    """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step."""
+    return SGD(decay_convolutions(model, recipe.weight_decay), momentum=0.9, nesterov=True)
 
 
 def decay_convolutions(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -40,17 +40,45 @@ def sample_images(images: Tensor, labels: Tensor, classes: Sequence[str], data_n
     return gallery(images[:20], titles, f"Training images after augmentation · {data_name}")
 
 
+def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The numbers of up to ``count`` images with wrong answers, spread evenly over all that are wrong."""
+    wrong = (logits.argmax(dim=1) != labels).nonzero().flatten().cpu()
+    return wrong[torch.linspace(0, len(wrong) - 1, min(count, len(wrong))).long()]
+
+
 def misclassified_images(
-    images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
+    images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str, count: int = 20
 ) -> Figure:
-    """20 wrong answers spread evenly over the test set: images ``(N, 3, H, W)``, logits ``(N, C)``."""
-    predicted, images, labels = logits.argmax(dim=1).cpu(), images.cpu(), labels.cpu()
-    wrong = (predicted != labels).nonzero().flatten()
-    some = wrong[torch.linspace(0, len(wrong) - 1, min(20, len(wrong))).long()]
+    """``count`` wrong answers out of all: images ``(N, 3, H, W)``, 0 to 1, logits ``(N, C)``, labels ``(N,)``."""
+    some, predicted = misclassified(logits, labels, count), logits.argmax(dim=1)
     titles = [f"{classes[predicted[i]]}\n(true: {classes[labels[i]]})" for i in some.tolist()]
-    return gallery(
-        images[some], titles, f"{len(some)} of {len(wrong):,} misclassified of {len(labels):,} test images · {data_name}"
-    )
+    wrong = int((predicted != labels).sum())
+    title = f"{len(some)} of {wrong:,} misclassified of {len(labels):,} test images · {data_name}"
+    return gallery(images.cpu()[some], titles, title)
+
+
+def grad_cam(
+    images: Tensor, heats: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
+) -> Figure:
+    """Each image, and laid over it the heat of the class that was answered and of the true class.
+
+    Images ``(N, 3, H, W)``, 0 to 1, two heats ``(N, H, W)`` of ``utils.explain.grad_cam``, logits ``(N, C)``,
+    labels ``(N,)``. Two images a row.
+    """
+    from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does without it
+
+    rows = max(1, -(-len(images) // 2))
+    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM: what spoke for the answer, what for the truth · {data_name}")
+    for ax in axes:
+        ax.axis("off")
+    probabilities = logits.softmax(dim=1)
+    for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
+        plain, *overlaid = axes[3 * i : 3 * i + 3]
+        plain.imshow(image)
+        for ax, heat, number, role in zip(overlaid, heats, (logits[i].argmax(), labels[i]), ("answer", "truth")):
+            ax.imshow(show_cam_on_image(image, heat[i].numpy(), use_rgb=True))
+            ax.set_title(f"{role}: {classes[number]}\n{100 * probabilities[i, number]:.1f}%", fontsize=9)
+    return fig
 
 
 def loss_and_accuracy(history: History, data_name: str) -> Figure:

@@ -26,7 +26,11 @@ PICTURES = (
     "confusion_matrix.png",
 )
 FILES = ("run.json", "history.csv", "training_log.txt")
-OWN = {8: ("accuracy_by_class.png",), 9: ("signal_rank.png", "attention_maps.png", "weights.pt")}
+OWN = {
+    7: ("accuracy_by_class.png", "grad_cam.png"),
+    8: ("accuracy_by_class.png",),
+    9: ("signal_rank.png", "attention_maps.png", "weights.pt"),
+}
 
 
 class NotPublishable(Exception):

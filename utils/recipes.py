@@ -68,3 +68,14 @@ SESSION8 = Recipe(
     start_div=100.0,
     end_div=100.0,
 )
+
+SESSION7 = Recipe(
+    session=7,
+    epochs=20,
+    top_epoch=5,
+    batch_size=512,
+    crop_padding=4,
+    cutout=16,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+)
