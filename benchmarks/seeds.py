@@ -10,10 +10,10 @@ import csv
 import math
 import statistics
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
 from utils.checkpoint import save_weights
@@ -21,12 +21,12 @@ from utils.data import ImageData, load_data
 from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
 from utils.files import replace_file
-from utils.loaders import make_loaders
 from utils.optimizers import adam
 from utils.publish import fill
 from utils.recipes import SESSION9, Recipe
 from utils.runs import open_folder, run_folder
 from utils.schedule import find_lr
+from utils.sessions import Session, set_up
 from utils.training import fit
 
 RESULTS = Path(__file__).with_name("seeds.csv")
@@ -65,11 +65,8 @@ def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     variant = VARIANTS[name]
     recipe = replace(variant.recipe.for_images(len(data.train_labels)), seed=seed, epochs=epochs)
     accelerator = make_accelerator()
-    set_seed(seed)
-    loaders = make_loaders(data, recipe, accelerator.device)
-    set_seed(seed)
-    model = TransformerModel(a=variant.a, init=variant.init).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = adam(model, recipe)
+    network = partial(TransformerModel, a=variant.a, init=variant.init)
+    model, optimizer, loaders = set_up(Session(recipe, network, adam), data, accelerator)
     plan = {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name}
     folder = open_folder(run_folder("seeds") / f"{name}-{seed}", plan)
     max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion

@@ -8,13 +8,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from models.model7 import ResNet18
-from models.model8 import CustomResNet
-from models.model9 import TransformerModel
 from utils.errors import DataError
+from utils.sessions import SESSIONS
 from utils.transforms import Normalize
-
-NETWORKS = {7: ResNet18, 8: CustomResNet, 9: TransformerModel}
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,6 @@ class Classifier:
 def load_classifier(path: str | Path) -> Classifier:
     """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures."""
     content = torch.load(path, map_location="cpu", weights_only=True)
-    model = NETWORKS[content["session"]]()
+    model = SESSIONS[content["session"]].network()
     model.load_state_dict(content["model"])
     return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))

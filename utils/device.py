@@ -30,7 +30,8 @@ def describe(accelerator: Accelerator) -> str:
     precision = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, "float32")
     if accelerator.device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, {precision}"
-    return f"{cpu_name()}, {torch.get_num_threads()} threads, {precision}"
+    threads = torch.get_num_threads()
+    return f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {precision}"
 
 
 def cpu_name() -> str:

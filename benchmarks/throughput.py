@@ -1,0 +1,225 @@
+"""Images a second, ours against the classic pipeline: ``python -m benchmarks.throughput 7 8 9``.
+
+Classic is what a student would write otherwise: torchvision's transforms on one PIL image at a time in
+a DataLoader with a worker a core, float32, contiguous layout, ``.item()`` on every batch. Both train
+and test the same network on the same random images, in turn, round by round; the table holds medians.
+``--readme`` writes it into the README as well.
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData
+from utils.device import describe, make_accelerator
+from utils.files import replace_file
+from utils.progress import progress
+from utils.publish import fill
+from utils.recipes import Recipe
+from utils.schedule import one_cycle
+from utils.sessions import SESSIONS, Session, set_up
+from utils.training import test, train
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+class PILImages(Dataset):
+    """Labelled PIL images, transformed one by one, as torchvision's CIFAR10 does it."""
+
+    def __init__(self, images: np.ndarray, labels: list[int], transform: Callable) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def classic_loaders(data: ImageData, recipe: Recipe) -> tuple[DataLoader, DataLoader]:
+    """torchvision's counterparts of the recipe's augmentation, a worker a core."""
+    end = [transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
+    crop = [transforms.RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
+    area = (recipe.cutout / 32) ** 2
+    cutout = [transforms.RandomErasing(p=1.0, scale=(area, area), ratio=(1.0, 1.0))] if recipe.cutout else []
+    augment = transforms.Compose([*crop, transforms.RandomHorizontalFlip(), *end, *cutout])
+    options = {"batch_size": recipe.batch_size, "num_workers": os.cpu_count(), "pin_memory": torch.cuda.is_available()}
+    train_set, test_set = (
+        PILImages(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform)
+        for images, labels, transform in (
+            (data.train_images, data.train_labels, augment),
+            (data.test_images, data.test_labels, transforms.Compose(end)),
+        )
+    )
+    return DataLoader(train_set, shuffle=True, **options), DataLoader(test_set, **options)
+
+
+class Classic:
+    """The course's loop."""
+
+    def __init__(self, session: Session, data: ImageData) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.train_loader, self.test_loader = classic_loaders(data, session.recipe)
+        self.model = session.network().to(self.device)
+        self.optimizer = session.optimizer(self.model, session.recipe)
+
+    def train(self) -> None:
+        self.model.train()
+        correct, losses = 0, []
+        for images, labels in self.train_loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+            correct += (logits.argmax(dim=1) == labels).sum().item()
+
+    @torch.no_grad()
+    def test(self) -> None:
+        self.model.eval()
+        loss = correct = 0
+        for images, labels in self.test_loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = self.model(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct += (logits.argmax(dim=1) == labels).sum().item()
+
+
+class Ours:
+    """The project's own train() and test()."""
+
+    def __init__(self, session: Session, data: ImageData) -> None:
+        self.recipe, self.accelerator = session.recipe, make_accelerator()
+        model, optimizer, loaders = set_up(session, data, self.accelerator)
+        self.scheduler = one_cycle(optimizer, 0.01, self.recipe, batches=len(loaders[0]))
+        self.model, self.optimizer, self.train_loader, self.test_loader = self.accelerator.prepare(
+            model, optimizer, *loaders
+        )
+
+    def train(self) -> None:
+        train(self.model, self.train_loader, self.optimizer, self.scheduler, self.accelerator, self.recipe, epoch=1)
+
+    def test(self) -> None:
+        test(self.model, self.test_loader)
+
+
+def random_images(count: int) -> ImageData:
+    """``count`` images for training, and as many for testing, of noise: what they show does not change the time."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(10, (count,), generator=generator)
+    return ImageData("noise", tuple(CIFAR10_CLASSES), images, labels, images, labels, CIFAR10_MEAN, CIFAR10_STD)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """How long ``work`` takes, the GPU's share included."""
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product: what this machine can do at best."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 2048
+    a = torch.randn(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / min(seconds(lambda: a @ a) for _ in range(10))
+
+
+def flops(network: Callable[[], nn.Module]) -> int:
+    """Floating-point operations that one training image needs, forward and backward."""
+    model = network()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def compare(number: int, images: int, rounds: int) -> list[str]:
+    """A row of the table: classic and ours in turn, a round to warm up and ``rounds`` that count."""
+    session, data = SESSIONS[number], random_images(images)
+    pipelines = (Classic(session, data), Ours(session, data))
+    times = {}  # (pipeline, "train" or "test") → seconds, a value a round
+    for turn in progress(range(rounds + 1), desc=f"session {number}"):
+        for name in ("train", "test"):
+            for pipeline in pipelines:
+                with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
+                    spent = seconds(getattr(pipeline, name))
+                if turn > 0:
+                    times.setdefault((type(pipeline), name), []).append(spent)
+    cells = [str(number)]
+    for name in ("train", "test"):
+        classic, ours = times[Classic, name], times[Ours, name]
+        ratios = [a / b for a, b in zip(classic, ours)]
+        cells += [f"{images / statistics.median(spent):,.0f}" for spent in (classic, ours)]
+        cells.append(f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f} to {max(ratios):.2f})")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pipelines[1].accelerator.mixed_precision, torch.float32)
+    for kind, precision in ((Classic, torch.float32), (Ours, dtype)):
+        speed = flops(session.network) * images / statistics.median(times[kind, "train"])
+        cells.append(f"{100 * speed / peak_flops(precision):.0f}%")
+    memories = (in_a_process_of_its_own(peak_memory, kind, number, images) for kind in (Classic, Ours))
+    return [*cells, *(f"{memory:.1f}" for memory in memories)]
+
+
+def in_a_process_of_its_own(work: Callable, *arguments):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def peak_memory(kind: type, number: int, images: int) -> float:
+    """GiB that a round of training takes at its highest: the GPU's, else the process's with its workers."""
+    pipeline = kind(SESSIONS[number], random_images(images))
+    with contextlib.redirect_stdout(io.StringIO()):
+        pipeline.train()
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    workers = os.cpu_count() if kind is Classic else 0
+    return (own + workers * worker) / 2**20  # ru_maxrss is in KiB on Linux; for children it is the largest one's
+
+
+def table(rows: list[list[str]], hardware: str) -> str:
+    heads = ["session", "training: classic", "ours", "ratio", "testing: classic", "ours", "ratio",
+             "of peak: classic", "ours", "GiB: classic", "ours"]  # fmt: skip
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join([f"{hardware}, PyTorch {torch.__version__}", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def main() -> None:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sessions", type=int, nargs="*", choices=[*SESSIONS, []], help="default: all")
+    parser.add_argument("--images", type=int, default=50_000 if gpu else 2048, help="in a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="that count (default: %(default)s)")
+    parser.add_argument("--readme", action="store_true", help="write the table into the README")
+    arguments = parser.parse_args()
+    rows = [compare(number, arguments.images, arguments.rounds) for number in arguments.sessions or SESSIONS]
+    result = table(rows, describe(make_accelerator()))
+    print(result)
+    if arguments.readme:
+        text = fill(README.read_text("utf-8"), "throughput", f"\n{result}\n")
+        replace_file(README, lambda part: part.write_text(text, "utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The three sessions: what makes each, and the set-up that the notebooks spell out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from models.model7 import ResNet18
+from models.model8 import CustomResNet
+from models.model9 import TransformerModel
+from utils.data import ImageData
+from utils.loaders import make_loaders
+from utils.optimizers import adam, sgd
+from utils.recipes import SESSION7, SESSION8, SESSION9, Recipe
+
+
+@dataclass(frozen=True)
+class Session:
+    """What makes a session: its numbers, its network, its optimizer."""
+
+    recipe: Recipe
+    network: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module, Recipe], Optimizer]
+
+
+SESSIONS = {
+    7: Session(SESSION7, ResNet18, sgd),
+    8: Session(SESSION8, CustomResNet, sgd),
+    9: Session(SESSION9, TransformerModel, adam),
+}
+
+
+def set_up(
+    session: Session, data: ImageData, accelerator: Accelerator
+) -> tuple[nn.Module, Optimizer, tuple[DataLoader, DataLoader]]:
+    """The network, its optimizer and the loaders for training and test, seeded as in the session's notebook."""
+    recipe = session.recipe
+    set_seed(recipe.seed)
+    loaders = make_loaders(data, recipe, accelerator.device)
+    set_seed(recipe.seed)
+    model = session.network().to(accelerator.device, memory_format=torch.channels_last)
+    return model, session.optimizer(model, recipe), loaders
