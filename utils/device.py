@@ -6,19 +6,19 @@ import torch
 from accelerate import Accelerator
 
 
-def make_accelerator() -> Accelerator:
-    """The machine's GPU if it has one, else its CPU, in the fastest precision that is safe there."""
-    return Accelerator(mixed_precision=fastest_precision())
+def make_accelerator(cpu: bool = False) -> Accelerator:
+    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is safe there."""
+    return Accelerator(mixed_precision=fastest_precision(cpu), cpu=cpu)
 
 
-def fastest_precision() -> str:
+def fastest_precision(cpu: bool = False) -> str:
     """``"bf16"`` where the hardware computes in bfloat16, ``"fp16"`` on older GPUs, else ``"no"``.
 
     A CPU without AVX512-BF16 or AMX emulates bfloat16, many times slower than float32.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not cpu:
         return "no"
     # PyTorch names these two checks privately; an older version may lack them
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

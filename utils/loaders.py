@@ -40,13 +40,14 @@ def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple
     train_set = BatchDataset(
         data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe)
     )
-    test_set = BatchDataset(
-        data.test_images.to(device), data.test_labels.to(device), Normalize(data.mean, data.std)
-    )
-    return (
-        DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=as_is),
-        DataLoader(test_set, recipe.batch_size, collate_fn=as_is),
-    )
+    train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=as_is)
+    return train_loader, make_test_loader(data, Normalize(data.mean, data.std), recipe.batch_size, device)
+
+
+def make_test_loader(data: ImageData, normalize: Normalize, batch_size: int, device: torch.device) -> DataLoader:
+    """Test batches in order on ``device``."""
+    test_set = BatchDataset(data.test_images.to(device), data.test_labels.to(device), normalize)
+    return DataLoader(test_set, batch_size, collate_fn=as_is)
 
 
 def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -35,10 +35,14 @@ class Recipe:
         """
         return replace(self, batch_size=max(1, min(self.batch_size, count // 20)))
 
+    def for_epochs(self, epochs: int) -> "Recipe":
+        """The recipe over ``epochs`` epochs, the top of its cycle at the same share of them."""
+        return replace(self, epochs=epochs, top_epoch=max(1, round(self.top_epoch * epochs / self.epochs)))
+
 
 def short(recipe: Recipe) -> Recipe:
     """The two epochs of smoke mode."""
-    return replace(recipe, epochs=2, top_epoch=1)
+    return recipe.for_epochs(2)
 
 
 SESSION9 = Recipe(

@@ -26,16 +26,26 @@ def run_folder(name: str) -> Path:
     return RUNS / "smoke" / name if SMOKE else RUNS / name
 
 
-def start_run(recipe: Recipe, data: ImageData) -> Path:
-    """The folder ``runs/session<N>/``: that of an unfinished run of this very recipe, which then goes on, else empty."""
-    return open_folder(run_folder(recipe.name), {"recipe": asdict(recipe), "data": data.name})
+def run_plan(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> dict:
+    """What makes two runs the same; ``max_lr`` is None where the LR finder chooses."""
+    return {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
+
+
+def start_run(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> Path:
+    """The folder ``runs/session<N>/``: that of an unfinished run of this very plan, which then goes on, else empty."""
+    return open_folder(run_folder(recipe.name), run_plan(recipe, data, max_lr))
+
+
+def can_go_on(folder: Path, plan: dict) -> bool:
+    """Whether ``folder`` holds an unfinished run of this ``plan``."""
+    kept = folder / "plan.json"
+    unfinished = kept.exists() and not (folder / "run.json").exists()
+    return unfinished and json.loads(kept.read_text("utf-8")) == plan
 
 
 def open_folder(folder: Path, plan: dict) -> Path:
     """``folder``, empty or with the beginnings of a run of this ``plan``; any other run is moved aside, not lost."""
-    kept = folder / "plan.json"
-    unfinished = kept.exists() and not (folder / "run.json").exists()
-    if unfinished and json.loads(kept.read_text("utf-8")) == plan and not SMOKE:
+    if can_go_on(folder, plan) and not SMOKE:
         for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
             half.unlink()
         return folder
@@ -47,7 +57,7 @@ def open_folder(folder: Path, plan: dict) -> Path:
         folder.rename(aside)
         print(f"The earlier run was moved to {aside}/")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(kept, lambda part: part.write_text(json.dumps(plan, indent=2) + "\n", "utf-8"))
+    replace_file(folder / "plan.json", lambda part: part.write_text(json.dumps(plan, indent=2) + "\n", "utf-8"))
     return folder
 
 

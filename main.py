@@ -1,0 +1,171 @@
+"""The three sessions from a terminal: train one, test what it learned, show it pictures.
+
+    python main.py session9                       train as session9_assignment.ipynb does
+    python main.py evaluate --checkpoint FILE     test accuracy of a trained network
+    python main.py classify horse.png             what a trained network sees in a picture
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from utils.errors import DataError, TrainingError
+
+WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
+DESCRIPTION = __doc__
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would print the usage as well."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def learning_rate(text: str) -> float | None:
+    """A number above 0; None for "find"."""
+    if text == "find":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a number above 0 nor "find"')
+    return value
+
+
+def existing(text: str) -> Path:
+    if not os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return Path(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="main.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    data = "cifar10 (downloaded), digits, auto, or the path of a folder or an archive of images (default: $DATA, else auto)"
+    for number, text in ((7, "ResNet-18"), (8, "a custom ResNet"), (9, "ULTIMUS")):
+        train = commands.add_parser(
+            f"session{number}",
+            help=f"train {text}",
+            description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/session{number}/. "
+            "A run that was stopped goes on when the same command is given again.",
+        )
+        train.add_argument("--data", help=data)
+        train.add_argument("--epochs", type=positive, help="default: the assignment's")
+        train.add_argument("--batch-size", type=positive, help="images a step; default: the assignment's 512")
+        train.add_argument(
+            "--max-lr", type=learning_rate, metavar="find|LR", help="the highest learning rate (default: find, by the LR finder)"
+        )
+        train.add_argument("--seed", type=int, default=0, help="another seed, another run (default: 0)")
+        train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
+        train.add_argument("--resume", action="store_true", help="go on with the run that was stopped, or say that there is none")
+    evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
+    evaluate.add_argument("--checkpoint", type=existing, required=True, metavar="FILE", help="weights.pt of a run's folder")
+    evaluate.add_argument("--data", help=data)
+    evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
+    classify = commands.add_parser("classify", help="what a trained network sees in pictures")
+    classify.add_argument("images", nargs="+", type=existing, metavar="IMAGE")
+    classify.add_argument("--checkpoint", type=existing, default=WEIGHTS, metavar="FILE", help="weights.pt of a run's folder (default: session 9's)")
+    return parser
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from utils.data import load_data
+    from utils.device import describe, make_accelerator
+    from utils.runs import can_go_on, finish_run, run_folder, run_plan, start_run
+    from utils.schedule import find_lr
+    from utils.sessions import SESSIONS, set_up
+    from utils.training import fit, predict
+
+    session = SESSIONS[int(arguments.command.removeprefix("session"))]
+    data = load_data(arguments.data)
+    recipe = session.recipe.for_images(len(data.train_labels))
+    recipe = recipe.for_epochs(arguments.epochs or recipe.epochs)
+    recipe = replace(recipe, batch_size=arguments.batch_size or recipe.batch_size, seed=arguments.seed)
+    if arguments.resume and not can_go_on(run_folder(recipe.name), run_plan(recipe, data, arguments.max_lr)):
+        raise TrainingError(
+            f"{run_folder(recipe.name)}/ holds no unfinished run of these options: "
+            "give the options that it began with, or start one without --resume."
+        )
+    folder = start_run(recipe, data, arguments.max_lr)
+    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    model, optimizer, loaders = set_up(replace(session, recipe=recipe), data, accelerator)
+    search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
+    max_lr = arguments.max_lr or search.suggestion
+    print(f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}", flush=True)
+    history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
+    logits, labels = predict(model, loaders[1])
+    draw(folder, data, history, search, logits, labels)
+    facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
+    print(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}")
+    print(f"Log, weights and pictures: {folder}/")
+
+
+def draw(folder: Path, data, history, search, logits, labels) -> None:
+    """The pictures that every notebook makes of a run, into its folder."""
+    from utils import plots
+
+    figures = {
+        "loss_and_accuracy_graphs": plots.loss_and_accuracy(history, data.name),
+        "lr_history_plot": plots.lr_history(history, data.name),
+        "misclassified_images": plots.misclassified_images(data.test_images / 255, logits, labels, data.classes, data.name),
+        "confusion_matrix": plots.confusion_matrix(logits, labels, data.classes, data.name),
+        "accuracy_by_class": plots.accuracy_by_class(logits, labels, data.classes, data.name),
+    }
+    if search:
+        figures["lr_finder_plot"] = plots.lr_finder(search.lrs, search.losses, search.edge, search.suggestion, data.name)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from utils.classify import load_classifier
+    from utils.data import load_data
+    from utils.device import make_accelerator
+    from utils.loaders import make_test_loader
+    from utils.training import test
+
+    classify, data = load_classifier(arguments.checkpoint), load_data(arguments.data)
+    if classify.classes != data.classes:
+        raise DataError(
+            f"{arguments.checkpoint} tells {', '.join(classify.classes)} apart, {data.name} has other classes: "
+            "give the data it was trained on with --data."
+        )
+    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    model, loader = accelerator.prepare(classify.model, make_test_loader(data, classify.normalize, 512, accelerator.device))
+    print(data)
+    print(test(model, loader)[-1])
+
+
+def classify(arguments: argparse.Namespace) -> None:
+    from utils.classify import load_classifier
+
+    classifier = load_classifier(arguments.checkpoint)
+    for image in arguments.images:
+        answers = classifier(image)
+        print(f"{image}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in answers.items())}")
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
+    try:
+        command(arguments)
+    except (DataError, TrainingError) as error:
+        sys.exit(f"main.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Every finished epoch is kept: the same command goes on after the last one.")
+
+
+if __name__ == "__main__":
+    main()
