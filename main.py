@@ -88,22 +88,32 @@ def train(arguments: argparse.Namespace) -> None:
     from utils.training import fit, predict
 
     session = SESSIONS[int(arguments.command.removeprefix("session"))]
-    data = load_data(arguments.data)
+    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    with accelerator.main_process_first():  # that one downloads and decodes
+        data = load_data(arguments.data)
     recipe = session.recipe.for_images(len(data.train_labels))
     recipe = recipe.for_epochs(arguments.epochs or recipe.epochs)
-    recipe = replace(recipe, batch_size=arguments.batch_size or recipe.batch_size, seed=arguments.seed)
+    size = arguments.batch_size or recipe.batch_size
+    size -= size % accelerator.num_processes  # every process gets as many
+    recipe = replace(recipe, batch_size=max(size, accelerator.num_processes), seed=arguments.seed)
     if arguments.resume and not can_go_on(run_folder(recipe.name), run_plan(recipe, data, arguments.max_lr)):
         raise TrainingError(
             f"{run_folder(recipe.name)}/ holds no unfinished run of these options: "
             "give the options that it began with, or start one without --resume."
         )
-    folder = start_run(recipe, data, arguments.max_lr)
-    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    folder = run_folder(recipe.name)
+    if accelerator.is_main_process:
+        start_run(recipe, data, arguments.max_lr)
     model, optimizer, loaders = set_up(replace(session, recipe=recipe), data, accelerator)
-    search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
+    with accelerator.main_process_first():  # that one searches, the others read what it found
+        search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
     max_lr = arguments.max_lr or search.suggestion
-    print(f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}", flush=True)
+    accelerator.print(
+        f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}", flush=True
+    )
     history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
+    if not accelerator.is_main_process:
+        return
     logits, labels = predict(model, loaders[1])
     draw(folder, data, history, search, logits, labels)
     facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
@@ -144,7 +154,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     accelerator = make_accelerator(cpu=arguments.device == "cpu")
     model, loader = accelerator.prepare(classify.model, make_test_loader(data, classify.normalize, 512, accelerator.device))
     print(data)
-    print(test(model, loader)[-1])
+    print(test(model, loader, accelerator)[-1])
 
 
 def classify(arguments: argparse.Namespace) -> None:

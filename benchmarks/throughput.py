@@ -119,7 +119,7 @@ class Ours:
         train(self.model, self.train_loader, self.optimizer, self.scheduler, self.accelerator, self.recipe, epoch=1)
 
     def test(self) -> None:
-        test(self.model, self.test_loader)
+        test(self.model, self.test_loader, self.accelerator)
 
 
 def random_images(count: int) -> ImageData:

@@ -4,11 +4,14 @@ import platform
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 
 
 def make_accelerator(cpu: bool = False) -> Accelerator:
     """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is safe there."""
-    return Accelerator(mixed_precision=fastest_precision(cpu), cpu=cpu)
+    # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
+    sharing = DataLoaderConfiguration(split_batches=True)
+    return Accelerator(mixed_precision=fastest_precision(cpu), cpu=cpu, dataloader_config=sharing)
 
 
 def fastest_precision(cpu: bool = False) -> str:
@@ -28,10 +31,11 @@ def fastest_precision(cpu: bool = False) -> str:
 def describe(accelerator: Accelerator) -> str:
     """Hardware and precision, as logs and pages name them: "AMD EPYC, 2 threads, bfloat16"."""
     precision = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, "float32")
+    times = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cuda":
-        return f"{torch.cuda.get_device_name()}, {precision}"
+        return f"{times}{torch.cuda.get_device_name()}, {precision}"
     threads = torch.get_num_threads()
-    return f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {precision}"
+    return f"{times}{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {precision}"
 
 
 def cpu_name() -> str:

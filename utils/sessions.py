@@ -38,10 +38,13 @@ SESSIONS = {
 def set_up(
     session: Session, data: ImageData, accelerator: Accelerator
 ) -> tuple[nn.Module, Optimizer, tuple[DataLoader, DataLoader]]:
-    """The network, its optimizer and the loaders for training and test, seeded as in the session's notebook."""
+    """The network, its optimizer and the loaders for training and test, seeded as in the session's notebook.
+
+    Of several processes each draws its own augmentation; the network is the first one's in the end.
+    """
     recipe = session.recipe
     set_seed(recipe.seed)
     loaders = make_loaders(data, recipe, accelerator.device)
-    set_seed(recipe.seed)
+    set_seed(recipe.seed, device_specific=True)
     model = session.network().to(accelerator.device, memory_format=torch.channels_last)
     return model, session.optimizer(model, recipe), loaders

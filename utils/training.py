@@ -29,17 +29,18 @@ def train(
     recipe: Recipe,
     epoch: int,
 ) -> tuple[float, float, list[float], str]:
-    """One epoch of training.
+    """One epoch of training, of one process's share of each batch.
 
-    Returns: mean loss over images, accuracy in percent, the learning rate of each step, and the
-    finished line of progress.
+    Returns: mean loss over images, accuracy in percent, both over all processes, the learning rate of
+    each step, and the finished line of progress.
 
     Raises:
         TrainingError: the loss is no longer finite.
     """
     model.train()
     losses, hits, sizes, lrs = [], [], [], []  # one entry a batch; the first two stay on the device
-    with progress(total=len(loader), mininterval=1, smoothing=0, leave=False) as bar:
+    quiet = not accelerator.is_main_process
+    with progress(total=len(loader), mininterval=1, smoothing=0, leave=False, disable=quiet) as bar:
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
             logits = model(images)  # (B, 10)
@@ -54,21 +55,25 @@ def train(
             hits.append((logits.argmax(dim=1) == labels).sum())
             sizes.append(len(labels))
             # A look at the numbers waits for the GPU: only when the bar is drawn, once a second.
-            if bar.update() or batch == len(loader) - 1:
-                mean_loss, accuracy = running(losses, hits, sizes, lrs, epoch)
+            last = batch == len(loader) - 1
+            if bar.update() or last:
+                seen = running(losses, hits, sizes, lrs, epoch)
+                if last:
+                    seen = accelerator.reduce(seen.to(accelerator.device, torch.float32))  # the sum over all processes
+                loss_sum, right, images_seen = seen.tolist()
+                mean_loss, accuracy = loss_sum / images_seen, 100 * right / images_seen
                 bar.set_description(
                     f"EPOCH = {epoch} | LR = {lrs[-1]:.7f} | Loss = {mean_loss:.2f} | "
                     f"Batch = {batch} | Accuracy = {accuracy:.2f}"
                 )
         line = str(bar)
-    print(line, flush=True)  # the log holds the very line that was shown
+    accelerator.print(line, flush=True)  # the log holds the very line that was shown
     return mean_loss, accuracy, lrs, line
 
 
-def running(
-    losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int
-) -> tuple[float, float]:
-    """Mean loss over the images seen so far and accuracy in percent; TrainingError if a loss is not finite."""
+def running(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
+    """The sum of the losses of the images seen so far, how many are right, how many there are; TrainingError
+    if a loss is not finite."""
     loss = torch.stack(losses).cpu().double()
     if not loss.isfinite().all():
         batch = int((~loss.isfinite()).nonzero()[0])
@@ -76,27 +81,31 @@ def running(
             f"the loss became {loss[batch].item()} in epoch {epoch}, batch {batch}, at LR {lrs[batch]:.7f}: "
             "try a max LR a quarter as high, and check the images for wrong values."
         )
-    seen = sum(sizes)
-    return float(loss @ torch.tensor(sizes).double()) / seen, 100 * int(torch.stack(hits).sum()) / seen
+    return torch.tensor([loss @ torch.tensor(sizes).double(), torch.stack(hits).sum(), sum(sizes)])  # (3,)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, loader: DataLoader, mirrored: bool = False, accelerator: Accelerator | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode.
 
-    ``mirrored`` shows every image mirrored left to right.
+    ``mirrored`` shows every image mirrored left to right. With the ``accelerator`` that prepared the
+    loader, what each process predicts of its share is gathered, every image once.
     """
     model.eval()
-    bar = progress(loader, desc="Testing", mininterval=1, leave=False)
-    logits, labels = zip(
-        *((model(images.flip(-1) if mirrored else images).float(), labels) for images, labels in bar)
-    )
+    quiet = accelerator is not None and not accelerator.is_main_process
+    answers = []
+    for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False, disable=quiet):
+        answer = model(images.flip(-1) if mirrored else images).float(), labels
+        answers.append(accelerator.gather_for_metrics(answer) if accelerator else answer)
+    logits, labels = zip(*answers)
     return torch.cat(logits), torch.cat(labels)
 
 
-def test(model: nn.Module, loader: DataLoader) -> tuple[float, float, str]:
+def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[float, float, str]:
     """Mean loss over the test images, accuracy in percent, and the line that says so."""
-    logits, labels = predict(model, loader)
+    logits, labels = predict(model, loader, accelerator=accelerator)
     loss = F.cross_entropy(logits, labels).item()
     hits, count = int((logits.argmax(dim=1) == labels).sum()), len(labels)
     accuracy = 100 * hits / count
@@ -114,7 +123,8 @@ def fit(
 ) -> History:
     """Train ``model`` in place by the one-cycle policy and test it after every epoch.
 
-    After each epoch ``folder`` holds the log, the history and a checkpoint up to there. If it holds a
+    Run by several processes, each trains on its share of every batch, and the first one writes. After
+    each epoch ``folder`` holds the log, the history and a checkpoint up to there. If it holds a
     checkpoint before, the run goes on from there, and in the end all is as if it had never stopped.
 
     Raises:
@@ -125,14 +135,14 @@ def fit(
     history, checkpoint = History(), folder / "checkpoint.pt"
     if checkpoint.exists():
         history = resume(checkpoint, model, optimizer, scheduler, accelerator)
-        print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
+        accelerator.print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         train_loss, train_accuracy, lrs, train_line = train(
             prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
         )
-        test_loss, test_accuracy, test_line = test(prepared, test_loader)
-        print(test_line, flush=True)
+        test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
+        accelerator.print(test_line, flush=True)
 
         history.lr.append(lrs[-1])
         history.train_loss.append(train_loss)
@@ -142,7 +152,8 @@ def fit(
         history.seconds.append(time.perf_counter() - start)
         history.step_lr += lrs
         history.log += [train_line, test_line]
-        save_checkpoint(checkpoint, model, optimizer, scheduler, accelerator, history)
-        replace_file(folder / "training_log.txt", history.write_log)
-        replace_file(folder / "history.csv", history.write_csv)
+        if accelerator.is_main_process:
+            save_checkpoint(checkpoint, model, optimizer, scheduler, accelerator, history)
+            replace_file(folder / "training_log.txt", history.write_log)
+            replace_file(folder / "history.csv", history.write_csv)
     return history
