@@ -85,6 +85,7 @@ def train(arguments: argparse.Namespace) -> None:
     from utils.runs import can_go_on, finish_run, run_folder, run_plan, start_run
     from utils.schedule import find_lr
     from utils.sessions import SESSIONS, set_up
+    from utils.submission import repository, write_submission
     from utils.training import fit, predict
 
     session = SESSIONS[int(arguments.command.removeprefix("session"))]
@@ -117,8 +118,9 @@ def train(arguments: argparse.Namespace) -> None:
     logits, labels = predict(model, loaders[1])
     draw(folder, data, history, search, logits, labels)
     facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
+    write_submission(folder, repository())
     print(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}")
-    print(f"Log, weights and pictures: {folder}/")
+    print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/")
 
 
 def draw(folder: Path, data, history, search, logits, labels) -> None:

@@ -36,7 +36,8 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     assert {"loss_and_accuracy_graphs", "lr_finder_plot", "lr_history_plot", "misclassified_images", "confusion_matrix"} < pictures
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 360 images, digits",
-                    f"Log, weights and pictures: {folder}/"]  # fmt: skip
+                    f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"]  # fmt: skip
+    assert (folder / "submission.md").read_text().startswith("**Not for handing in: it was trained on digits")
 
     call(monkeypatch, "evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")
     assert f"({facts['test_accuracy']:.2f}%)" in capsys.readouterr().out

@@ -1,10 +1,14 @@
 """Which device and which precision: Hugging Face accelerate carries both through the loop."""
 
+import json
 import platform
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+
+from utils.recipes import Recipe
 
 
 def make_accelerator(cpu: bool = False) -> Accelerator:
@@ -36,6 +40,19 @@ def describe(accelerator: Accelerator) -> str:
         return f"{times}{torch.cuda.get_device_name()}, {precision}"
     threads = torch.get_num_threads()
     return f"{times}{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {precision}"
+
+
+def time_hint(accelerator: Accelerator, recipe: Recipe) -> str:
+    """What someone without a GPU should know: how long the published run took, and where GPUs are; "" with one."""
+    if accelerator.device.type != "cpu":
+        return ""
+    hint = "There is no GPU here (Colab lends one: Runtime → Change runtime type → T4 GPU)."
+    published = Path(__file__).parents[1] / "static" / recipe.name / "run.json"
+    if published.exists():
+        facts = json.loads(published.read_text("utf-8"))
+        minutes = facts["epochs"] * facts["seconds_per_epoch"] / 60
+        hint += f" {facts['epochs']} epochs of {facts['data']} took {minutes:.0f} minutes on {facts['hardware']}."
+    return hint
 
 
 def cpu_name() -> str:

@@ -1,6 +1,7 @@
 """A run's folder, and the facts of the run that its figures are quoted with."""
 
 import json
+import os
 import shutil
 import statistics
 import time
@@ -18,7 +19,7 @@ from utils.files import replace_file
 from utils.history import History
 from utils.recipes import SMOKE, Recipe
 
-RUNS = Path("runs")
+RUNS = Path(os.environ.get("RUNS", "runs"))
 
 
 def run_folder(name: str) -> Path:

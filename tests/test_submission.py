@@ -1,0 +1,64 @@
+"""What is handed in is the run, in the page's order, and says so if it is not fit for it."""
+
+import json
+import re
+
+import pytest
+
+from utils import publish
+from utils.submission import repository, write_submission
+
+FACTS = {"session": 9, "data": "CIFAR-10", "smoke": False, "epochs": 24, "parameters": 26064, "test_accuracy": 68.957, "max_lr": 0.3}
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "training_log.txt").write_text("EPOCH = 1\nTest set: fine\n")
+
+    def write(**changes):
+        (tmp_path / "run.json").write_text(json.dumps(FACTS | changes))
+        text = write_submission(tmp_path, "https://github.com/me/mine")
+        assert (tmp_path / "submission.md").read_text("utf-8") == text
+        return text
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "session, points",
+    [
+        (9, ["Repository: https://github.com/me/mine", "class UltimusBlock", "EPOCH = 1", "(loss_and_accuracy_graphs.png)"]),
+        (8, ["Repository: ", "class CustomResNet", "LRMIN = 0.0030, LRMAX = 0.3000 at the end of epoch 5", "EPOCH = 1", "68.96%, on CIFAR-10"]),
+        (7, ["Repository: ", "class BasicBlock", "EPOCH = 1", "(loss_and_accuracy_graphs.png)", "(misclassified_images.png)", "(grad_cam.png)"]),
+    ],
+)  # fmt: skip
+def test_the_points_stand_in_the_pages_order(run, session, points):
+    text = run(session=session)
+    assert text.startswith(f"# Session {session}\n")
+    numbered = text.split("\n\n", 1)[1]
+    for number, point in enumerate(points, start=1):
+        before, numbered = numbered.split(point, 1)
+        assert f"{number}. " in before
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"data": "digits"}, "it was trained on digits, not on CIFAR-10"),
+        ({"smoke": True}, "it is a smoke run"),
+        ({"smoke": True, "data": "digits"}, "it is a smoke run and it was trained on digits"),
+    ],
+)
+def test_what_is_not_for_handing_in_says_so_first(run, changes, reason):
+    first = run(**changes).splitlines()[0]
+    assert first.startswith("**Not for handing in: ") and reason in first
+
+
+@pytest.mark.parametrize("session", [7, 8, 9])
+def test_pictures_are_those_that_the_run_makes(run, session):
+    pictures = re.findall(r"!\[.*\]\((.*)\)", run(session=session))
+    assert set(pictures) <= set(publish.files(session)) and len(pictures) == {7: 3, 8: 0, 9: 1}[session]
+
+
+def test_repository_is_the_notebooks():
+    assert repository().startswith("https://github.com/") and repository().count("/") == 4
