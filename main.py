@@ -69,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         train.add_argument("--seed", type=int, default=0, help="another seed, another run (default: 0)")
         train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
         train.add_argument("--resume", action="store_true", help="go on with the run that was stopped, or say that there is none")
+        train.add_argument("--tensorboard", action="store_true", help="also write what `tensorboard --logdir runs` shows")
     evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
     evaluate.add_argument("--checkpoint", type=existing, required=True, metavar="FILE", help="weights.pt of a run's folder")
     evaluate.add_argument("--data", help=data)
@@ -89,7 +90,8 @@ def train(arguments: argparse.Namespace) -> None:
     from utils.training import fit, predict
 
     session = SESSIONS[int(arguments.command.removeprefix("session"))]
-    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    folder = run_folder(session.recipe.name)
+    accelerator = make_accelerator(arguments.device == "cpu", tensorboard=folder if arguments.tensorboard else None)
     with accelerator.main_process_first():  # that one downloads and decodes
         data = load_data(arguments.data)
     recipe = session.recipe.for_images(len(data.train_labels))
@@ -97,14 +99,14 @@ def train(arguments: argparse.Namespace) -> None:
     size = arguments.batch_size or recipe.batch_size
     size -= size % accelerator.num_processes  # every process gets as many
     recipe = replace(recipe, batch_size=max(size, accelerator.num_processes), seed=arguments.seed)
-    if arguments.resume and not can_go_on(run_folder(recipe.name), run_plan(recipe, data, arguments.max_lr)):
+    if arguments.resume and not can_go_on(folder, run_plan(recipe, data, arguments.max_lr)):
         raise TrainingError(
-            f"{run_folder(recipe.name)}/ holds no unfinished run of these options: "
+            f"{folder}/ holds no unfinished run of these options: "
             "give the options that it began with, or start one without --resume."
         )
-    folder = run_folder(recipe.name)
     if accelerator.is_main_process:
         start_run(recipe, data, arguments.max_lr)
+    accelerator.init_trackers("tensorboard")
     model, optimizer, loaders = set_up(replace(session, recipe=recipe), data, accelerator)
     with accelerator.main_process_first():  # that one searches, the others read what it found
         search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
@@ -116,15 +118,19 @@ def train(arguments: argparse.Namespace) -> None:
     if not accelerator.is_main_process:
         return
     logits, labels = predict(model, loaders[1])
-    draw(folder, data, history, search, logits, labels)
+    for name, figure in draw(data, history, search, logits, labels).items():
+        figure.savefig(folder / f"{name}.png")
+        if arguments.tensorboard:
+            accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, recipe.epochs)
+    accelerator.end_training()
     facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
     write_submission(folder, repository())
     print(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}")
     print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/")
 
 
-def draw(folder: Path, data, history, search, logits, labels) -> None:
-    """The pictures that every notebook makes of a run, into its folder."""
+def draw(data, history, search, logits, labels) -> dict:
+    """The pictures that every notebook makes of a run, by name."""
     from utils import plots
 
     figures = {
@@ -136,8 +142,7 @@ def draw(folder: Path, data, history, search, logits, labels) -> None:
     }
     if search:
         figures["lr_finder_plot"] = plots.lr_finder(search.lrs, search.losses, search.edge, search.suggestion, data.name)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+    return figures
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The sessions from a terminal."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from utils import runs, training
@@ -53,6 +55,16 @@ def test_a_given_max_lr_is_used(folder, monkeypatch):
     steps = torch.load(folder / "checkpoint.pt", weights_only=True)["history"]["step_lr"]
     assert max(steps) == pytest.approx(0.01)
     assert not (folder / "lr_finder.json").exists() and not (folder / "lr_finder_plot.png").exists()
+
+
+def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
+    call(monkeypatch, *TWO_EPOCHS, "--tensorboard")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    for tag, column in (("test/accuracy", "test_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
+        assert [event.step for event in events.Scalars(tag)] == [1, 2]
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx([float(row[column]) for row in rows], rel=1e-4)
+    assert {"loss_and_accuracy_graphs", "confusion_matrix"} < set(events.Tags()["images"])
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):

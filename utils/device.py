@@ -11,11 +11,18 @@ from accelerate.utils import DataLoaderConfiguration
 from utils.recipes import Recipe
 
 
-def make_accelerator(cpu: bool = False) -> Accelerator:
-    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is safe there."""
+def make_accelerator(cpu: bool = False, tensorboard: Path | None = None) -> Accelerator:
+    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is
+    safe there. ``tensorboard``: the folder whose subfolder of that name TensorBoard will read."""
     # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
     sharing = DataLoaderConfiguration(split_batches=True)
-    return Accelerator(mixed_precision=fastest_precision(cpu), cpu=cpu, dataloader_config=sharing)
+    return Accelerator(
+        mixed_precision=fastest_precision(cpu),
+        cpu=cpu,
+        dataloader_config=sharing,
+        log_with="tensorboard" if tensorboard else None,
+        project_dir=tensorboard,
+    )
 
 
 def fastest_precision(cpu: bool = False) -> str:

@@ -152,6 +152,8 @@ def fit(
         history.seconds.append(time.perf_counter() - start)
         history.step_lr += lrs
         history.log += [train_line, test_line]
+        measured = {"lr": lrs[-1], "train/loss": train_loss, "train/accuracy": train_accuracy}
+        accelerator.log(measured | {"test/loss": test_loss, "test/accuracy": test_accuracy}, step=epoch)
         if accelerator.is_main_process:
             save_checkpoint(checkpoint, model, optimizer, scheduler, accelerator, history)
             replace_file(folder / "training_log.txt", history.write_log)
