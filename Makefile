@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: test session9 publish colab clean
+.PHONY: test bench session9 publish colab clean
 .DELETE_ON_ERROR:
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
@@ -12,6 +12,10 @@ session9: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest --nbval-lax
+
+# images a second of every session, against the classic pipeline
+bench: $(VENV)/.ready
+	$(RUN) -m benchmarks.throughput
 
 # make publish SESSION=9: show the run of runs/session9 in the repository
 publish: $(VENV)/.ready

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from torch import nn
 
 from utils.recipes import Recipe
 
@@ -37,6 +38,25 @@ def fastest_precision(cpu: bool = False) -> str:
     # PyTorch names these two checks privately; an older version may lack them
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "no"
+
+
+def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
+    """Let PyTorch compile ``model`` at its first step if ``steps`` steps win back the half minute that it takes.
+
+    A GPU is through with these networks before they are compiled.
+    """
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and steps >= 1000 and can_compile():
+        model.compile()
+
+
+def can_compile() -> bool:
+    """Whether torch.compile works here: it wants a C++ compiler and Python's headers, and says so in many ways."""
+    try:
+        torch.compile(torch.sin)(torch.ones(1))
+    except Exception:
+        print("torch.compile does not work here: the training takes longer, and is the same otherwise.", flush=True)
+        return False
+    return True
 
 
 def describe(accelerator: Accelerator) -> str:

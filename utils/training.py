@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import resume, save_checkpoint
+from utils.device import compile_where_it_pays
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.history import History
@@ -132,6 +133,8 @@ def fit(
     """
     scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
     prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
+    if recipe.compile:
+        compile_where_it_pays(prepared, accelerator, steps=recipe.epochs * len(train_loader))
     history, checkpoint = History(), folder / "checkpoint.pt"
     if checkpoint.exists():
         history = resume(checkpoint, model, optimizer, scheduler, accelerator)

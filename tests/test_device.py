@@ -1,0 +1,74 @@
+"""Device, precision, and when PyTorch's compiler is called."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from models.model9 import TransformerModel
+from utils import device
+from utils.device import describe, make_accelerator, time_hint
+from utils.recipes import SESSION7, SESSION8, SESSION9
+
+CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+GPU = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+TWO_CPUS = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
+
+
+@pytest.mark.parametrize(
+    "accelerator, steps, works, wanted",
+    [(CPU, 2352, True, 1), (CPU, 504, True, 0), (CPU, 2352, False, 0), (GPU, 2352, True, 0), (TWO_CPUS, 2352, True, 0)],
+)
+def test_compiled_where_it_pays(monkeypatch, accelerator, steps, works, wanted):
+    called = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: called.append(self))
+    monkeypatch.setattr(device, "can_compile", lambda: works)
+    device.compile_where_it_pays(nn.Linear(1, 1), accelerator, steps)
+    assert len(called) == wanted
+
+
+def test_compiled_recipes_are_those_that_gain():
+    assert SESSION9.compile and not SESSION8.compile and not SESSION7.compile
+    assert "compile" not in repr(SESSION9)
+
+
+def test_compiled_model_computes_the_same():
+    if not device.can_compile():
+        pytest.skip("torch.compile does not work here")
+    torch.manual_seed(0)
+    plain, images = TransformerModel(), torch.randn(8, 3, 32, 32)
+    model = copy.deepcopy(plain)
+    device.compile_where_it_pays(model, CPU, steps=1000)
+    for network in (plain, model):
+        network(images).square().sum().backward()
+    for (name, one), two in zip(plain.named_parameters(), model.parameters()):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-2, atol=1e-4, msg=name)
+    assert list(model.state_dict()) == list(plain.state_dict())  # a checkpoint fits either
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images[:5]), plain.eval()(images[:5]), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(copy.deepcopy(model)(images), plain(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiler_that_fails_is_done_without(capsys):
+    torch.compiler.reset()  # forgets what an earlier test compiled
+    with torch._inductor.config.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True}):
+        assert not device.can_compile()
+    assert capsys.readouterr().out.count("\n") == 1
+    torch.compiler.reset()
+
+
+def test_hint_for_those_without_a_gpu():
+    hint = time_hint(CPU, SESSION9)
+    assert "T4 GPU" in hint and "24 epochs of CIFAR-10" in hint and " minutes on " in hint
+    assert time_hint(GPU, SESSION9) == ""
+
+
+def test_describe_counts_processes_and_threads(monkeypatch):
+    accelerator = make_accelerator(cpu=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert ", 1 thread, " in describe(accelerator)
+    two = SimpleNamespace(device=accelerator.device, num_processes=2, mixed_precision="no")
+    assert describe(two).startswith("2 × ") and describe(two).endswith("1 thread, float32")
