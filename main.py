@@ -173,8 +173,9 @@ def classify(arguments: argparse.Namespace) -> None:
         print(f"{image}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in answers.items())}")
 
 
-def main() -> None:
-    arguments = make_parser().parse_args()
+def main(words: list[str] | None = None) -> None:
+    """What the command line says; ``words`` are its arguments, for those who call this from a notebook."""
+    arguments = make_parser().parse_args(words)
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
     try:
         command(arguments)
