@@ -128,3 +128,9 @@ def test_help_comes_at_once():
     code = "import sys, main\ntry: main.main()\nexcept SystemExit: print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "session9" in shown.stdout and shown.stdout.splitlines()[-1] == "False"
+
+
+def test_training_starts_without_what_only_others_need():
+    code = "import sys, utils.plots, utils.training, utils.sessions, utils.classify, utils.data; utils.data.load_data('digits')\nprint({'torchvision', 'pytorch_grad_cam', 'tensorboard'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"

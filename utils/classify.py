@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
-from torchvision.transforms.functional import pil_to_tensor
 
 from utils.errors import DataError
+from utils.image_folder import as_tensor
 from utils.sessions import SESSIONS
 from utils.transforms import Normalize
 
@@ -35,8 +36,8 @@ class Classifier:
                 picture = ImageOps.exif_transpose(picture).convert("RGB")
         except (UnidentifiedImageError, IsADirectoryError) as error:
             raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
-        pixels = pil_to_tensor(ImageOps.fit(picture, (32, 32)))  # (3, 32, 32), uint8
-        probabilities = self.model(self.normalize(pixels[None]))[0].softmax(dim=0)  # (C,)
+        pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
+        probabilities = self.model(self.normalize(pixels))[0].softmax(dim=0)  # (C,)
         best = probabilities.topk(min(count, len(self.classes)))
         return {self.classes[i]: round(p, 4) for p, i in zip(best.values.tolist(), best.indices.tolist())}
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10
 
-from utils.cifar10 import MIRRORS, fetch_cifar10
 from utils.errors import DataError
 from utils.image_folder import as_tensor, read_images
 from utils.recipes import SMOKE
@@ -77,6 +75,10 @@ def load_data(source: str | Path | None = None) -> ImageData:
 
 def load_cifar10() -> ImageData:
     """CIFAR-10 from its own archive, read by torchvision."""
+    from torchvision.datasets import CIFAR10  # here, because its import takes a second that other sources save
+
+    from utils.cifar10 import MIRRORS, fetch_cifar10
+
     root = Path(os.environ.get("DATA_ROOT") or "data")
     try:
         fetch_cifar10(root)

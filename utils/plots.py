@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 from utils.history import History
@@ -128,6 +127,8 @@ def lr_history(history: History, data_name: str) -> Figure:
 
 def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
     """How many test images of each true class got which answer: logits ``(N, C)``, labels ``(N,)``."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # here, because its import takes a second
+
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data_name}")
     ConfusionMatrixDisplay.from_predictions(
         labels.cpu().numpy(),
