@@ -4,6 +4,7 @@ That their cells run is what `pytest --nbval-lax` checks.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,6 +112,18 @@ def test_setup_cell_clones_and_installs_only_what_is_missing(notebook, colab, mo
     monkeypatch.chdir(tmp_path)
     exec(setup, {})  # after a restart of the kernel: no second clone
     assert [command[0] for command in colab].count("git") == 1
+
+
+def test_setup_cell_keeps_the_run_on_drive_if_asked(notebook, colab, monkeypatch):
+    mounted = []
+    drive = types.SimpleNamespace(mount=mounted.append)
+    monkeypatch.setattr(sys.modules["google.colab"], "drive", drive, raising=False)
+    monkeypatch.setenv("RUNS", "unset")
+    setup = code_cells(notebook)[0].source
+    exec(setup, {})
+    assert mounted == [] and os.environ["RUNS"] == "unset"
+    exec(setup.replace("KEEP_ON_DRIVE = False", "KEEP_ON_DRIVE = True"), {})
+    assert mounted == ["/content/drive"] and os.environ["RUNS"] == f"/content/drive/MyDrive/{Path.cwd().name}"
 
 
 def test_setup_cell_does_nothing_elsewhere(notebook, colab, monkeypatch):
