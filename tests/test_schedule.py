@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from utils.device import make_accelerator
 from utils.errors import TrainingError
@@ -44,8 +44,16 @@ def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
     assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
-    assert search.edge <= search.lrs[-1] and search.suggestion == search.edge / 3
+    assert search.edge <= search.lrs[-1]
     assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate
+
+
+@pytest.mark.parametrize("size, share", [(512, 1 / 3), (1024, 1 / 3), (128, 1 / 6), (32, 1 / 12)])
+def test_suggestion_is_a_third_of_the_edge_and_less_for_small_batches(problem, tmp_path, size, share):
+    model, loader = problem
+    loader = DataLoader(ConcatDataset([loader.dataset] * 4), size, shuffle=True)
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+    assert search.suggestion == pytest.approx(share * search.edge)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One function a picture: tensors or numbers in, a matplotlib Figure out."""
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -104,7 +105,8 @@ def lr_finder(
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
     ax.axvline(edge, color="gray", linestyle=":", label=f"the loss blows up: {edge:.4f}")
-    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, a third of it")
+    share = "a third" if math.isclose(edge, 3 * suggestion) else f"1/{edge / suggestion:.0f}"
+    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, {share} of it")
     # What follows divergence would press the interesting part flat.
     ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
