@@ -1,6 +1,7 @@
 """Which device and which precision: Hugging Face accelerate carries both through the loop."""
 
 import json
+import logging
 import platform
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int
 
 def can_compile() -> bool:
     """Whether torch.compile works here: it wants a C++ compiler and Python's headers, and says so in many ways."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns on machines without CUDA
     try:
         torch.compile(torch.sin)(torch.ones(1))
     except Exception:
