@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData
-from utils.device import compile_where_it_pays, describe, make_accelerator
+from utils.device import HALF, compile_where_it_pays, describe, make_accelerator
 from utils.files import replace_file
 from utils.progress import progress
 from utils.publish import fill
@@ -175,7 +175,7 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
         ratios = [a / b for a, b in zip(classic, ours)]
         cells += [f"{images / statistics.median(spent):,.0f}" for spent in (classic, ours)]
         cells.append(f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f} to {max(ratios):.2f})")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pipelines[1].accelerator.mixed_precision, torch.float32)
+    dtype = HALF.get(pipelines[1].accelerator.mixed_precision, torch.float32)
     for kind, precision in ((Classic, torch.float32), (Ours, dtype)):
         speed = flops(session.network) * images / statistics.median(times[kind, "train"])
         cells.append(f"{100 * speed / peak_flops(precision):.0f}%")

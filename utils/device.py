@@ -12,6 +12,8 @@ from torch import nn
 
 from utils.recipes import Recipe
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
+
 
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None) -> Accelerator:
     """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
+from utils.device import HALF
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.progress import progress
@@ -55,7 +56,7 @@ def find_lr(
     if kept.exists():
         return LRSearch(**json.loads(kept.read_text("utf-8")))
     device, was_training = accelerator.device, model.training
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    dtype = HALF.get(accelerator.mixed_precision)
     finder = LRFinder(
         model,
         optimizer,
