@@ -1,5 +1,6 @@
 """Which device and which precision: Hugging Face accelerate carries both through the loop."""
 
+import ctypes
 import json
 import logging
 import platform
@@ -20,6 +21,7 @@ def make_accelerator(cpu: bool = False, tensorboard: Path | None = None) -> Acce
     safe there. ``tensorboard``: the folder whose subfolder of that name TensorBoard will read."""
     # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
     sharing = DataLoaderConfiguration(split_batches=True)
+    keep_freed_memory()
     return Accelerator(
         mixed_precision=fastest_precision(cpu),
         cpu=cpu,
@@ -41,6 +43,19 @@ def fastest_precision(cpu: bool = False) -> str:
     # PyTorch names these two checks privately; an older version may lack them
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "no"
+
+
+def keep_freed_memory() -> None:
+    """Let the memory that one step frees serve the next.
+
+    Linux' malloc hands large blocks back to the system at once, which fills them with zeros, page by page,
+    when the next step asks for them: a fifth of the time of a CPU's step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)  # no block straight from the system …
+        mallopt(trim_threshold, -1)  # … and none back to it
 
 
 def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
