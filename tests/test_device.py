@@ -1,6 +1,10 @@
-"""Device, precision, and when PyTorch's compiler is called."""
+"""Device, precision, memory, and when PyTorch's compiler is called."""
 
 import copy
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +16,7 @@ from utils import device
 from utils.device import describe, make_accelerator, time_hint
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
+ROOT = Path(__file__).parents[1]
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
 GPU = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
 TWO_CPUS = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
@@ -72,3 +77,22 @@ def test_describe_counts_processes_and_threads(monkeypatch):
     assert ", 1 thread, " in describe(accelerator)
     two = SimpleNamespace(device=accelerator.device, num_processes=2, mixed_precision="no")
     assert describe(two).startswith("2 × ") and describe(two).endswith("1 thread, float32")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_used_again():
+    code = """
+import resource, torch
+from utils.device import keep_freed_memory
+def pages_asked_for():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 26)  # 256 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back = [pages_asked_for() for _ in range(4)]
+keep_freed_memory()
+kept = [pages_asked_for() for _ in range(4)]
+print(given_back[-1], kept[-1])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    given_back, kept = map(int, shown.stdout.split())
+    assert given_back > 100 and kept < given_back / 10
