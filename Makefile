@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: test bench session9 publish colab clean
+.PHONY: session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
@@ -12,6 +12,17 @@ session9: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest --nbval-lax
+
+# formatter, linter, types
+check: $(VENV)/.ready
+	$(RUN) -m ruff format --check
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+coverage: $(VENV)/.ready
+	$(RUN) -m coverage run -m pytest tests
+	$(RUN) -m coverage combine
+	$(RUN) -m coverage report --skip-covered
 
 # images a second of every session, against the classic pipeline
 bench: $(VENV)/.ready

@@ -1,17 +1,19 @@
 """The three sessions from a terminal: train one, test what it learned, show it pictures.
 
-    python main.py session9                       train as session9_assignment.ipynb does
-    python main.py evaluate --checkpoint FILE     test accuracy of a trained network
-    python main.py classify horse.png             what a trained network sees in a picture
+python main.py session9                       train as session9_assignment.ipynb does
+python main.py evaluate --checkpoint FILE     test accuracy of a trained network
+python main.py classify horse.png             what a trained network sees in a picture
 """
 
 import argparse
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-from utils.errors import DataError, TrainingError
+from utils.errors import DataError, TrainingError, UserError
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
 DESCRIPTION = __doc__
@@ -20,13 +22,20 @@ DESCRIPTION = __doc__
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line; argparse would print the usage as well."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
+    if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """NumPy, which is seeded as well, takes 32 bits."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 
@@ -50,7 +59,9 @@ def existing(text: str) -> Path:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="main.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        prog="main.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     data = "cifar10 (downloaded), digits, auto, or the path of a folder or an archive of images (default: $DATA, else auto)"
     for number, text in ((7, "ResNet-18"), (8, "a custom ResNet"), (9, "ULTIMUS")):
@@ -64,19 +75,34 @@ def make_parser() -> argparse.ArgumentParser:
         train.add_argument("--epochs", type=positive, help="default: the assignment's")
         train.add_argument("--batch-size", type=positive, help="images a step; default: the assignment's 512")
         train.add_argument(
-            "--max-lr", type=learning_rate, metavar="find|LR", help="the highest learning rate (default: find, by the LR finder)"
+            "--max-lr",
+            type=learning_rate,
+            metavar="find|LR",
+            help="the highest learning rate (default: find, by the LR finder)",
         )
-        train.add_argument("--seed", type=int, default=0, help="another seed, another run (default: 0)")
+        train.add_argument("--seed", type=seed, default=0, help="another seed, another run (default: 0)")
         train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
-        train.add_argument("--resume", action="store_true", help="go on with the run that was stopped, or say that there is none")
-        train.add_argument("--tensorboard", action="store_true", help="also write what `tensorboard --logdir runs` shows")
+        train.add_argument(
+            "--resume", action="store_true", help="go on with the run that was stopped, or say that there is none"
+        )
+        train.add_argument(
+            "--tensorboard", action="store_true", help="also write what `tensorboard --logdir runs` shows"
+        )
     evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
-    evaluate.add_argument("--checkpoint", type=existing, required=True, metavar="FILE", help="weights.pt of a run's folder")
+    evaluate.add_argument(
+        "--checkpoint", type=existing, required=True, metavar="FILE", help="weights.pt of a run's folder"
+    )
     evaluate.add_argument("--data", help=data)
     evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     classify = commands.add_parser("classify", help="what a trained network sees in pictures")
     classify.add_argument("images", nargs="+", type=existing, metavar="IMAGE")
-    classify.add_argument("--checkpoint", type=existing, default=WEIGHTS, metavar="FILE", help="weights.pt of a run's folder (default: session 9's)")
+    classify.add_argument(
+        "--checkpoint",
+        type=existing,
+        default=WEIGHTS,
+        metavar="FILE",
+        help="weights.pt of a run's folder (default: session 9's)",
+    )
     return parser
 
 
@@ -110,9 +136,10 @@ def train(arguments: argparse.Namespace) -> None:
     model, optimizer, loaders = set_up(replace(session, recipe=recipe), data, accelerator)
     with accelerator.main_process_first():  # that one searches, the others read what it found
         search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
-    max_lr = arguments.max_lr or search.suggestion
+    max_lr = search.suggestion if search else arguments.max_lr
     accelerator.print(
-        f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}", flush=True
+        f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}",
+        flush=True,
     )
     history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
     if not accelerator.is_main_process:
@@ -125,7 +152,9 @@ def train(arguments: argparse.Namespace) -> None:
     accelerator.end_training()
     facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
     write_submission(folder, repository())
-    print(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}")
+    print(
+        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}"
+    )
     print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/")
 
 
@@ -136,12 +165,16 @@ def draw(data, history, search, logits, labels) -> dict:
     figures = {
         "loss_and_accuracy_graphs": plots.loss_and_accuracy(history, data.name),
         "lr_history_plot": plots.lr_history(history, data.name),
-        "misclassified_images": plots.misclassified_images(data.test_images / 255, logits, labels, data.classes, data.name),
+        "misclassified_images": plots.misclassified_images(
+            data.test_images / 255, logits, labels, data.classes, data.name
+        ),
         "confusion_matrix": plots.confusion_matrix(logits, labels, data.classes, data.name),
         "accuracy_by_class": plots.accuracy_by_class(logits, labels, data.classes, data.name),
     }
     if search:
-        figures["lr_finder_plot"] = plots.lr_finder(search.lrs, search.losses, search.edge, search.suggestion, data.name)
+        figures["lr_finder_plot"] = plots.lr_finder(
+            search.lrs, search.losses, search.edge, search.suggestion, data.name
+        )
     return figures
 
 
@@ -159,7 +192,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
             "give the data it was trained on with --data."
         )
     accelerator = make_accelerator(cpu=arguments.device == "cpu")
-    model, loader = accelerator.prepare(classify.model, make_test_loader(data, classify.normalize, 512, accelerator.device))
+    model, loader = accelerator.prepare(
+        classify.model, make_test_loader(data, classify.normalize, 512, accelerator.device)
+    )
     print(data)
     print(test(model, loader, accelerator)[-1])
 
@@ -179,11 +214,13 @@ def main(words: list[str] | None = None) -> None:
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
     try:
         command(arguments)
-    except (DataError, TrainingError) as error:
+    except UserError as error:
         sys.exit(f"main.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Every finished epoch is kept: the same command goes on after the last one.")
+        kept = " Every finished epoch is kept: the same command goes on after the last one." if command is train else ""
+        sys.exit(f"\nStopped.{kept}")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends is answered like Ctrl-C
     main()

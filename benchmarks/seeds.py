@@ -49,7 +49,9 @@ class Variant:
 
 COURSE = replace(SESSION9, crop_padding=4, cutout=8, weight_decay=0.0)
 LADDER = {
-    "reference": Variant("the reference's recipe", replace(COURSE, max_grad_norm=math.inf), init="pytorch", max_lr=0.001),
+    "reference": Variant(
+        "the reference's recipe", replace(COURSE, max_grad_norm=math.inf), init="pytorch", max_lr=0.001
+    ),
     "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialisation", COURSE),
     "ours": Variant("+ our augmentation, convolutions decayed: **ours**"),
@@ -105,7 +107,7 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
     """A Markdown table of the variants in their order, a line for each data set and number of epochs."""
     heads = "variant data epochs n mean std min max lost max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    groups = {}
+    groups: dict[tuple[str, ...], list[dict]] = {}
     rows = [row for row in rows if row["variant"] in variants]
     for row in sorted(rows, key=lambda row: list(variants).index(row["variant"])):
         groups.setdefault((row["variant"], row["data"], row["epochs"]), []).append(row)
@@ -136,8 +138,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=SESSION9.epochs)
     arguments = parser.parse_args()
-    data = load_data() if arguments.variants else None
     for name in arguments.variants:
+        data = load_data()
         for seed in arguments.seeds:
             key = (name, data.name, str(seed), str(arguments.epochs))
             if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read_results()}:

@@ -2,7 +2,8 @@
 
 Classic is what a student would write otherwise: torchvision's transforms on one PIL image at a time in
 a DataLoader with a worker a core, float32, contiguous layout, ``.item()`` on every batch. Both train
-and test the same network on the same random images, in turn, round by round; the table holds medians.
+and test the same network on the same random images, in turn, round by round, each in a process of its
+own, since ours changes how its process keeps memory; the table holds medians.
 ``--readme`` writes it into the README as well.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData
-from utils.device import HALF, compile_where_it_pays, describe, make_accelerator
+from utils.device import HALF, compile_where_it_pays, describe, fastest_precision, make_accelerator
 from utils.files import replace_file
 from utils.progress import progress
 from utils.publish import fill
@@ -37,6 +39,7 @@ from utils.schedule import one_cycle
 from utils.sessions import SESSIONS, Session, set_up
 from utils.training import test, train
 
+WORKERS = os.cpu_count() or 1
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -60,7 +63,9 @@ def classic_loaders(data: ImageData, recipe: Recipe) -> tuple[DataLoader, DataLo
     area = (recipe.cutout / 32) ** 2
     cutout = [transforms.RandomErasing(p=1.0, scale=(area, area), ratio=(1.0, 1.0))] if recipe.cutout else []
     augment = transforms.Compose([*crop, transforms.RandomHorizontalFlip(), *end, *cutout])
-    options = {"batch_size": recipe.batch_size, "num_workers": os.cpu_count(), "pin_memory": torch.cuda.is_available()}
+    loader = partial(
+        DataLoader, batch_size=recipe.batch_size, num_workers=WORKERS, pin_memory=torch.cuda.is_available()
+    )
     train_set, test_set = (
         PILImages(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform)
         for images, labels, transform in (
@@ -68,7 +73,7 @@ def classic_loaders(data: ImageData, recipe: Recipe) -> tuple[DataLoader, DataLo
             (data.test_images, data.test_labels, transforms.Compose(end)),
         )
     )
-    return DataLoader(train_set, shuffle=True, **options), DataLoader(test_set, **options)
+    return loader(train_set, shuffle=True), loader(test_set)
 
 
 class Classic:
@@ -96,7 +101,7 @@ class Classic:
     @torch.no_grad()
     def test(self) -> None:
         self.model.eval()
-        loss = correct = 0
+        loss, correct = 0.0, 0
         for images, labels in self.test_loader:
             images, labels = images.to(self.device), labels.to(self.device)
             logits = self.model(images)
@@ -124,6 +129,10 @@ class Ours:
         test(self.model, self.test_loader, self.accelerator)
 
 
+KINDS = (Classic, Ours)
+pipeline: Classic | Ours
+
+
 def random_images(count: int) -> ImageData:
     """``count`` images for training, and as many for testing, of noise: what they show does not change the time."""
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +141,7 @@ def random_images(count: int) -> ImageData:
     return ImageData("noise", tuple(CIFAR10_CLASSES), images, labels, images, labels, CIFAR10_MEAN, CIFAR10_STD)
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """How long ``work`` takes, the GPU's share included."""
     start = time.perf_counter()
     work()
@@ -159,44 +168,49 @@ def flops(network: Callable[[], nn.Module]) -> int:
 
 def compare(number: int, images: int, rounds: int) -> list[str]:
     """A row of the table: classic and ours in turn, a round to warm up and ``rounds`` that count."""
-    session, data = SESSIONS[number], random_images(images)
-    pipelines = (Classic(session, data), Ours(session, data))
-    times = {}  # (pipeline, "train" or "test") → seconds, a value a round
-    for turn in progress(range(rounds + 1), desc=f"session {number}"):
-        for name in ("train", "test"):
-            for pipeline in pipelines:
-                with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
-                    spent = seconds(getattr(pipeline, name))
+    times: dict[tuple[type, str], list[float]] = {(kind, name): [] for kind in KINDS for name in ("train", "test")}
+    with contextlib.ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        pools: dict[type, ProcessPoolExecutor] = {
+            kind: stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=build, initargs=(kind, number, images)))
+            for kind in KINDS
+        }
+        for turn in progress(range(rounds + 1), desc=f"session {number}"):
+            for kind, name in times:
+                spent = pools[kind].submit(timed, name).result()
                 if turn > 0:
-                    times.setdefault((type(pipeline), name), []).append(spent)
+                    times[kind, name].append(spent)
+        memories = [pools[kind].submit(peak_memory).result() for kind in KINDS]
     cells = [str(number)]
     for name in ("train", "test"):
-        classic, ours = times[Classic, name], times[Ours, name]
+        classic, ours = (times[kind, name] for kind in KINDS)
         ratios = [a / b for a, b in zip(classic, ours)]
         cells += [f"{images / statistics.median(spent):,.0f}" for spent in (classic, ours)]
         cells.append(f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f} to {max(ratios):.2f})")
-    dtype = HALF.get(pipelines[1].accelerator.mixed_precision, torch.float32)
-    for kind, precision in ((Classic, torch.float32), (Ours, dtype)):
-        speed = flops(session.network) * images / statistics.median(times[kind, "train"])
+    for kind, precision in zip(KINDS, (torch.float32, HALF.get(fastest_precision(), torch.float32))):
+        speed = flops(SESSIONS[number].network) * images / statistics.median(times[kind, "train"])
         cells.append(f"{100 * speed / peak_flops(precision):.0f}%")
-    memories = (in_a_process_of_its_own(peak_memory, kind, number, images) for kind in (Classic, Ours))
     return [*cells, *(f"{memory:.1f}" for memory in memories)]
 
 
-def in_a_process_of_its_own(work: Callable, *arguments):
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def peak_memory(kind: type, number: int, images: int) -> float:
-    """GiB that a round of training takes at its highest: the GPU's, else the process's with its workers."""
+def build(kind: type, number: int, images: int) -> None:
+    """The pipeline that this process times from now on."""
+    global pipeline
     pipeline = kind(SESSIONS[number], random_images(images))
-    with contextlib.redirect_stdout(io.StringIO()):
-        pipeline.train()
+
+
+def timed(name: str) -> float:
+    """Seconds of the pipeline's ``"train"`` or ``"test"``."""
+    with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
+        return seconds(getattr(pipeline, name))
+
+
+def peak_memory() -> float:
+    """GiB that this process took at its highest: the GPU's, else its own and its workers'."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    workers = os.cpu_count() if kind is Classic else 0
+    workers = WORKERS if isinstance(pipeline, Classic) else 0  # the compiler's children are gone by then
     return (own + workers * worker) / 2**20  # ru_maxrss is in KiB on Linux; for children it is the largest one's
 
 
@@ -204,7 +218,9 @@ def table(rows: list[list[str]], hardware: str) -> str:
     heads = ["session", "training: classic", "ours", "ratio", "testing: classic", "ours", "ratio",
              "of peak: classic", "ours", "GiB: classic", "ours"]  # fmt: skip
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join([f"{hardware}, PyTorch {torch.__version__}", "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return "\n".join(
+        [f"{hardware}, PyTorch {torch.__version__}", "", *("| " + " | ".join(line) + " |" for line in lines)]
+    )
 
 
 def main() -> None:

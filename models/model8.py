@@ -22,7 +22,9 @@ class ResLayer(nn.Module):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.x = nn.Sequential(*conv_bn_relu(channels_in, channels_out, pool=True))
-        self.res_block = nn.Sequential(*conv_bn_relu(channels_out, channels_out), *conv_bn_relu(channels_out, channels_out))
+        self.res_block = nn.Sequential(
+            *conv_bn_relu(channels_out, channels_out), *conv_bn_relu(channels_out, channels_out)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.x(images)
@@ -36,8 +38,9 @@ class CustomResNet(nn.Module):
     would keep the loss above 1.46; so the network returns logits.
 
     The max-pool hands 512 large numbers to the last layer, so its logits start wide apart (a loss of 3
-    to 5, where guessing evenly has ln 10 = 2.3) and each step throws them far: the LR finder's loss
-    blows up at 0.015. An eighth of them is returned, as in cifar10-fast, and it blows up at 0.9.
+    to 5, where guessing evenly has ln 10 = 2.3) and each step throws them far: on the digits the LR
+    finder's loss blows up at 0.015. An eighth of them is returned, as in cifar10-fast, and it blows up
+    at 0.9, on CIFAR-10 at 1.
     """
 
     LOGIT_SCALE = 0.125

@@ -151,7 +151,14 @@ def test_no_mirror_serves_it(root, mirrors):
         data.load_data("cifar10")
     message = str(caught.value)
     assert "CIFAR-10 could not be had" in message and "\n" not in message
-    for part in ("Connection refused", "HTTP 404", "wrong MD5", "(1) download", "(2) set DATA to a folder", "(3) set DATA=digits"):
+    for part in (
+        "Connection refused",
+        "HTTP 404",
+        "wrong MD5",
+        "(1) download",
+        "(2) set DATA to a folder",
+        "(3) set DATA=digits",
+    ):
         assert part in message
     assert left_over(root) == []
 
@@ -185,7 +192,7 @@ def test_data_root_that_cannot_be_made(tmp_path, monkeypatch, mirrors):
     mirrors("good")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "file" / "data"))
-    with pytest.raises(DataError, match="cannot be written .*: set DATA_ROOT to a folder with 400 MB free"):
+    with pytest.raises(DataError, match=r"cannot be written .*: set DATA_ROOT to a folder with 400 MB free"):
         data.load_data("cifar10")
 
 

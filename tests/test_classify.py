@@ -44,7 +44,7 @@ def test_pictures_of_any_size_and_mode(weights, tmp_path, mode):
 
 
 def test_what_is_not_an_image_is_named(weights):
-    with pytest.raises(DataError, match="weights.pt is not an image"):
+    with pytest.raises(DataError, match=r"weights.pt is not an image"):
         load_classifier(weights[0])(weights[0])
 
 

@@ -50,7 +50,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 def repository(tmp_path_factory):
     """The address of a repository of the working tree's files."""
     copy = tmp_path_factory.mktemp("remote") / "project"
-    files = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    )
     for name in filter(None, files.stdout.decode().split("\0")):
         if (ROOT / name).exists():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,9 @@ def test_notebook_runs_alone_on_colab(path, repository, tmp_path, monkeypatch):
     address = setup.source.split('REPOSITORY = "')[1].split('"')[0]
     setup.source = setup.source.replace(address, repository)
     setup.source += "\nprint(os.getcwd())"
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(content)}})
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(content)}}
+    )
     client.execute()
     assert setup.outputs[0].text.strip() == str(content / "project")
     assert [entry.name for entry in content.iterdir()] == ["project"]

@@ -101,11 +101,11 @@ def test_cifar10_is_recognised_by_classes_and_counts(monkeypatch, tmp_path, suff
     """The name needs the ten classes and all 60,000 images; the decoder is stood in for, to be quick."""
     names = [f"{split}/{name}/{i:04}.{suffix}" for split, count in (("train", 5000), ("test", 1000))
              for name in data_module.CIFAR10_CLASSES for i in range(count)]  # fmt: skip
-    zeros = np.zeros((32, 32, 3), dtype=np.uint8)
-    monkeypatch.setattr(image_folder, "decode_image", lambda name, content: zeros)
+    pixels = np.asarray(picture(0))
+    monkeypatch.setattr(image_folder, "decode_image", lambda name, content: pixels)
     for wanted, listed in ((f"CIFAR-10 ({kind} copy)", names), ("copy (folder of images)", names[1:])):
         found = image_folder.decode(tmp_path / "copy", listed, lambda name: b"")
-        monkeypatch.setattr(data_module, "read_images", lambda path: found)
+        monkeypatch.setattr(data_module, "read_images", lambda path, found=found: found)
         data = load_folder(tmp_path / "copy")
         assert data.name == wanted and data.is_cifar10 == (listed is names)
         if data.is_cifar10:
@@ -139,9 +139,12 @@ def test_cache_that_cannot_be_kept_costs_a_notice_only(folder, monkeypatch, caps
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_folder, "replace_file", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     assert len(load_folder(folder).train_labels) == 6
-    assert "could not be kept in pets.cache.pt (No space left on device)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "could not be kept, and are decoded again next time: " in told
+    assert "pets.cache.pt cannot be written (No space left on device)" in told
+    assert not list(folder.parent.glob(".*.part"))
 
 
 def test_missing_folder(tmp_path):
@@ -192,7 +195,9 @@ def test_other_size_is_refused(folder):
 def test_truncated_archive(folder, kind, share):
     archive = pack(folder, kind)
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
-    assert re.search(rf"pets\.{kind} (is truncated or no archive of its kind .*: fetch it anew|cannot be read)", error_of(archive))
+    assert re.search(
+        rf"pets\.{kind} (is cut off or no archive of its kind .*: fetch it anew|cannot be read)", error_of(archive)
+    )
 
 
 def test_cifar10s_own_archive_as_data(tmp_path):

@@ -85,7 +85,9 @@ def quadrants():
     return images
 
 
-@pytest.mark.parametrize("classes, corners", [((0, 0), [(0, 0), (16, 0)]), ((1, 0), [(16, 16), (16, 0)]), ((0, 1), [(0, 0), (0, 16)])])
+@pytest.mark.parametrize(
+    "classes, corners", [((0, 0), [(0, 0), (16, 0)]), ((1, 0), [(16, 16), (16, 0)]), ((0, 1), [(0, 0), (0, 16)])]
+)
 def test_heat_lies_in_the_quadrant_that_decides(quadrants, classes, corners):
     heat = grad_cam(TwoColours(), "layer", quadrants, torch.tensor(classes))
     assert heat.shape == (2, 32, 32) and heat.min() == 0 and 0.999 < heat.max() <= 1

@@ -35,7 +35,13 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 50, 1, "digits")
     pictures = {path.stem for path in folder.glob("*.png")}
-    assert {"loss_and_accuracy_graphs", "lr_finder_plot", "lr_history_plot", "misclassified_images", "confusion_matrix"} < pictures
+    assert {
+        "loss_and_accuracy_graphs",
+        "lr_finder_plot",
+        "lr_history_plot",
+        "misclassified_images",
+        "confusion_matrix",
+    } < pictures
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 360 images, digits",
                     f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"]  # fmt: skip
@@ -63,7 +69,9 @@ def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
     rows = list(csv.DictReader((folder / "history.csv").open()))
     for tag, column in (("test/accuracy", "test_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
         assert [event.step for event in events.Scalars(tag)] == [1, 2]
-        assert [event.value for event in events.Scalars(tag)] == pytest.approx([float(row[column]) for row in rows], rel=1e-4)
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(
+            [float(row[column]) for row in rows], rel=1e-4
+        )
     assert {"loss_and_accuracy_graphs", "confusion_matrix"} < set(events.Tags()["images"])
 
 
@@ -77,7 +85,7 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", stop_in_the_second_epoch)
-        with pytest.raises(SystemExit, match="Stopped. Every finished epoch is kept: the same command goes on"):
+        with pytest.raises(SystemExit, match=r"Stopped. Every finished epoch is kept: the same command goes on"):
             call(monkeypatch, *TWO_EPOCHS)
     capsys.readouterr()
     call(monkeypatch, *TWO_EPOCHS, "--resume")
@@ -85,7 +93,9 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
     assert json.loads((folder / "run.json").read_text())["epochs"] == 2
 
 
-@pytest.mark.parametrize("other", [(), ("--seed", "1"), ("--max-lr", "0.01")], ids=["none", "another seed", "another max LR"])
+@pytest.mark.parametrize(
+    "other", [(), ("--seed", "1"), ("--max-lr", "0.01")], ids=["none", "another seed", "another max LR"]
+)
 def test_nothing_to_resume(folder, monkeypatch, other):
     if other:
         monkeypatch.setattr(training, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -98,7 +108,9 @@ def test_nothing_to_resume(folder, monkeypatch, other):
 
 
 def test_evaluate_wants_the_classes_it_learned(monkeypatch):
-    with pytest.raises(SystemExit, match="tells airplane, .* digits has other classes: give the data it was trained on"):
+    with pytest.raises(
+        SystemExit, match=r"tells airplane, .* digits has other classes: give the data it was trained on"
+    ):
         call(monkeypatch, "evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
 
 

@@ -48,7 +48,7 @@ def test_a_8_pools_and_has_the_same_parameters():
     model = TransformerModel(a=8)
     assert model.conv_block(torch.rand(2, 3, 32, 32)).shape == (2, 48, 8, 8)
     assert sum(parameter.numel() for parameter in model.parameters()) == 26_064
-    with pytest.raises(ValueError, match="a is 16: it must be 32 .* or 8"):
+    with pytest.raises(ValueError, match=r"a is 16: it must be 32 .* or 8"):
         TransformerModel(a=16)
 
 
@@ -125,7 +125,7 @@ def test_gradients_reach_the_first_convolution():
 
 
 def test_unknown_initialisation_is_refused():
-    with pytest.raises(ValueError, match='init is \'xavier\'.*"near_isometry" or "pytorch"'):
+    with pytest.raises(ValueError, match=r"init is 'xavier'.*\"near_isometry\" or \"pytorch\""):
         TransformerModel(init="xavier")
 
 

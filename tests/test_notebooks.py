@@ -72,7 +72,9 @@ def test_readme_static_and_notebook_show_one_run(published):
     assert [line for line in training.splitlines() if line.startswith(("EPOCH", "Test set"))] == log.splitlines()
     assert log in readme and results_table(ROOT / "static") in readme
     assert f"{facts['test_accuracy']:.2f}%" in log.splitlines()[-1]
-    assert any(f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}%" in text for text in outputs)
+    assert any(
+        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}%" in text for text in outputs
+    )
     assert facts["data"].startswith("CIFAR-10") and not facts["smoke"]
     assert facts["epochs"] == getattr(recipes, f"SESSION{facts['session']}").epochs
 

@@ -66,13 +66,15 @@ def test_the_first_process_alone_speaks_and_writes(two):
 
 
 def test_each_test_image_counts_once(two):
-    folder, told = two
+    _, told = two
     assert told.stdout.count("/360 (") == 24
 
 
 def test_two_processes_learn_what_one_learns(two, tmp_path):
     launch(tmp_path, 1)
-    accuracies = [json.loads((folder / "session9/run.json").read_text())["test_accuracy"] for folder in (two[0], tmp_path)]
+    accuracies = [
+        json.loads((folder / "session9/run.json").read_text())["test_accuracy"] for folder in (two[0], tmp_path)
+    ]
     print(accuracies)
     assert min(accuracies) > 60 and abs(accuracies[0] - accuracies[1]) < 20, accuracies
 
@@ -88,5 +90,6 @@ training.train = train
 """
     ended = launch(tmp_path, 2, dies, check=False)
     assert ended.returncode != 0
-    assert len((tmp_path / "session9/training_log.txt").read_text().splitlines()) == 2  # the epoch that all had finished
+    log = (tmp_path / "session9/training_log.txt").read_text()
+    assert len(log.splitlines()) == 2  # the epoch that all had finished
     assert not (tmp_path / "session9/run.json").exists()

@@ -13,7 +13,9 @@ FACTS = {
     "parameters": 26064, "train_accuracy": 70.5, "test_accuracy": 68.25, "seconds_per_epoch": 55.1,
     "hardware": "a CPU", "torch": "2.15.0",
 }  # fmt: skip
-README = "before\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- session9-log -->\n<!-- /session9-log -->\nafter\n"
+README = (
+    "before\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- session9-log -->\n<!-- /session9-log -->\nafter\n"
+)
 
 
 def notebook(*cells):
@@ -49,7 +51,12 @@ def test_publish_shows_the_run(root):
     name = "session9_assignment.ipynb"
     assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
     readme = (root / "README.md").read_text()
-    assert "\n\n| session |" in readme and "| 9 | **68.25%** |" in readme and "CIFAR-10 (JPEG copy)" in readme and "old" not in readme
+    assert (
+        "\n\n| session |" in readme
+        and "| 9 | **68.25%** |" in readme
+        and "CIFAR-10 (JPEG copy)" in readme
+        and "old" not in readme
+    )
     assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
     assert readme.startswith("before\n") and "\nbetween\n" in readme and readme.endswith("after\n")
     publish(9, root)

@@ -47,7 +47,11 @@ def assert_as_if_never_stopped(folder, whole, capsys):
     for name in ("lr", "step_lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         assert getattr(history, name) == getattr(whole[1], name), name
     shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a bar is overwritten in the end
-    assert [line for line in shown if line.startswith(("EPOCH", "Test set"))] == history.log == (folder / "training_log.txt").read_text("utf-8").splitlines()
+    assert (
+        [line for line in shown if line.startswith(("EPOCH", "Test set"))]
+        == history.log
+        == (folder / "training_log.txt").read_text("utf-8").splitlines()
+    )
     assert len(history.log) == len((folder / "history.csv").read_text("utf-8").splitlines()) * 2 - 2 == 8
     assert not list(folder.glob("*.part"))
 
@@ -91,12 +95,14 @@ run(Path(sys.argv[1]))
         # a step of epoch 3: each epoch takes 21 steps and one look at the test set
         {"module": "training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
         # the third save, of which half a file has come to disk
-        {"module": "checkpoint", "name": "torch.save", "call": 3, "last_words": "Path(arguments[1]).write_bytes(b'half')"},
+        {"module": "files", "name": "os.replace", "call": 7, "last_words": "arguments[0].write_bytes(b'half')"},
     ],
     ids=["in an epoch", "in a save"],
 )
 def test_sigkill(tmp_path, whole, patch, capsys):
-    killed = subprocess.run([sys.executable, "-c", KILLED.format(**patch), tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.format(**patch), tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     assert killed.returncode == -signal.SIGKILL
     assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["lr"]) == 2
     for half in tmp_path.glob(".*.part"):
@@ -118,7 +124,7 @@ def test_an_unfinished_run_of_the_same_plan_goes_on(in_runs):
         (in_runs / name).touch()
     assert runs.start_run(RECIPE, data) == in_runs
     assert {path.name for path in in_runs.iterdir()} == {"plan.json", "checkpoint.pt"}
-    assert [path.name for path in in_runs.parent.iterdir()] == ["session9"]
+    assert [path.name for path in in_runs.parent.glob("[!.]*")] == ["session9"]
 
 
 @pytest.mark.parametrize("difference", ["recipe", "data", "finished", "no plan"])
@@ -134,6 +140,6 @@ def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
     runs.start_run(recipe, replace(data, name="photos") if difference == "data" else data)
     assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
     assert json.loads((in_runs / "plan.json").read_text())["recipe"] == asdict(recipe)
-    (aside,) = (path for path in in_runs.parent.iterdir() if path != in_runs)
+    (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
     assert (aside / "checkpoint.pt").read_bytes() == b"weights"
     assert f"moved to {aside}/" in capsys.readouterr().out

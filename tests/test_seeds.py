@@ -7,7 +7,6 @@ import pytest
 from benchmarks import seeds
 from utils.errors import TrainingError
 
-
 README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n"
 
 
@@ -30,7 +29,9 @@ def test_runs_are_kept_and_not_repeated(results, monkeypatch, capsys):
     (row,) = csv.DictReader(results.open())
     assert (row["variant"], row["data"], row["seed"], row["epochs"]) == ("ours", "digits", "3", "6")
     assert 0 <= float(row["test_accuracy"]) <= 100 and 0.001 < float(row["max_lr"]) < 0.1
-    assert (results.parent / "seeds/ours-3/weights.pt").exists() and "digits" not in (results.parent / "README.md").read_text()
+    assert (results.parent / "seeds/ours-3/weights.pt").exists() and "digits" not in (
+        results.parent / "README.md"
+    ).read_text()
     monkeypatch.setattr(seeds, "run", lambda *_: pytest.fail("trained again"))
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out

@@ -8,7 +8,15 @@ import pytest
 from utils import publish
 from utils.submission import repository, write_submission
 
-FACTS = {"session": 9, "data": "CIFAR-10", "smoke": False, "epochs": 24, "parameters": 26064, "test_accuracy": 68.957, "max_lr": 0.3}
+FACTS = {
+    "session": 9,
+    "data": "CIFAR-10",
+    "smoke": False,
+    "epochs": 24,
+    "parameters": 26064,
+    "test_accuracy": 68.957,
+    "max_lr": 0.3,
+}
 
 
 @pytest.fixture

@@ -38,6 +38,15 @@ def test_classic_sees_the_recipes_augmentation(data, session):
         assert (image == 0).all(dim=0).sum() == recipe.cutout**2
 
 
+def test_each_pipeline_is_timed_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(throughput, "peak_flops", lambda precision: 1e12)
+    row = throughput.compare(8, images=32, rounds=1)
+    assert len(row) == 11 and row[0] == "8" and "×** (" in row[3] and "×** (" in row[6]
+    for cell in (row[1], row[2], row[4], row[5], *row[9:]):
+        assert float(cell.replace(",", "")) > 0
+    assert not hasattr(throughput, "pipeline")  # none was built here
+
+
 def test_flops_are_those_of_the_convolutions():
     per_image = 3 * 2 * 1024 * (27 * 16 + 144 * 32 + 288 * 48) - 2 * 1024 * 27 * 16  # the images need no gradient
     assert throughput.flops(SESSIONS[9].network) == pytest.approx(per_image, rel=0.01)

@@ -139,7 +139,12 @@ def test_small_data_get_twenty_steps_an_epoch():
 
 @pytest.mark.parametrize(
     "gpu, gpu_bf16, cpu_bf16, expected",
-    [(True, True, False, "bf16"), (True, False, True, "fp16"), (False, False, True, "bf16"), (False, False, False, "no")],
+    [
+        (True, True, False, "bf16"),
+        (True, False, True, "fp16"),
+        (False, False, True, "bf16"),
+        (False, False, False, "no"),
+    ],
 )
 def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -152,7 +157,7 @@ def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, expected):
 
 def test_mirrored_prediction_is_that_of_mirrored_images(finished):
     _, model, _, (_, test_loader) = finished
-    mirrored, labels = training.predict(model, test_loader, mirrored=True)
+    mirrored, _ = training.predict(model, test_loader, mirrored=True)
     test_set = test_loader.dataset
     flipped = BatchDataset(test_set.images.flip(-1), test_set.labels, test_set.transform)
     expected, _ = training.predict(model, torch.utils.data.DataLoader(flipped, 71, collate_fn=as_is))
@@ -162,6 +167,8 @@ def test_mirrored_prediction_is_that_of_mirrored_images(finished):
 
 def test_label_smoothing_is_trained_with_but_not_tested_with(tmp_path, monkeypatch):
     seen, real = [], F.cross_entropy
-    monkeypatch.setattr(training.F, "cross_entropy", lambda *a, **o: seen.append(o.get("label_smoothing")) or real(*a, **o))
+    monkeypatch.setattr(
+        training.F, "cross_entropy", lambda *a, **o: seen.append(o.get("label_smoothing")) or real(*a, **o)
+    )
     run(tmp_path, recipe=replace(RECIPE, epochs=2, label_smoothing=0.2))
     assert seen == 2 * ([0.2] * 21 + [None])

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import nn
 
-from utils.errors import DataError
-from utils.image_folder import as_tensor
+from utils.errors import DataError, FileError
+from utils.files import load_tensors
+from utils.image_folder import NO_IMAGE, as_tensor
 from utils.sessions import SESSIONS
 from utils.transforms import Normalize
 
@@ -32,9 +33,9 @@ class Classifier:
             DataError: the file is not an image.
         """
         try:
-            with Image.open(image) as picture:
-                picture = ImageOps.exif_transpose(picture).convert("RGB")
-        except (UnidentifiedImageError, IsADirectoryError) as error:
+            with Image.open(image) as file:
+                picture = ImageOps.exif_transpose(file).convert("RGB")
+        except NO_IMAGE as error:
             raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
         probabilities = self.model(self.normalize(pixels))[0].softmax(dim=0)  # (C,)
@@ -43,8 +44,15 @@ class Classifier:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    model = SESSIONS[content["session"]].network()
-    model.load_state_dict(content["model"])
-    return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
+    """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures.
+
+    Raises:
+        FileError: the file cannot be read, or is not that of a finished run.
+    """
+    content = load_tensors(path)
+    try:
+        model = SESSIONS[content["session"]].network()
+        model.load_state_dict(content["model"])
+        return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise FileError(f"{path} holds no trained network: give the weights.pt of a finished run.") from error

@@ -14,8 +14,9 @@ from utils.image_folder import as_tensor, read_images
 from utils.recipes import SMOKE
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+FLAT = 1e-6  # a channel of a smaller standard deviation is the same everywhere
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def load_folder(path: Path) -> ImageData:
     It is called CIFAR-10 only if it has CIFAR-10's classes and counts, and then as a copy.
     """
     found = read_images(path)
+    if len(found.classes) > 10:
+        raise DataError(f"{path} has {len(found.classes)} classes, these networks tell 10 apart: leave out the others.")
     train_labels, test_labels = found.train_labels, found.test_labels
     counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
     if found.classes == CIFAR10_CLASSES and counts == [[5000] * 10, [1000] * 10]:
@@ -114,6 +117,9 @@ def load_folder(path: Path) -> ImageData:
     else:
         name = f"{path.resolve().name} (folder of images)"
         mean, std = channel_statistics(found.train_images)
+        if max(std) < FLAT:
+            raise DataError(f"{path}: all training images are of one colour: give others, they cannot be told apart.")
+        std = tuple(value if value > FLAT else 1.0 for value in std)  # what never changes must not be divided by 0
     return ImageData(
         name, tuple(found.classes), found.train_images, train_labels, found.test_images, test_labels, mean, std
     )
@@ -144,7 +150,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     shares = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     shares = shares.double() / shares.sum(1, keepdim=True)  # (3, 256)
     mean = shares @ levels
-    std = (shares @ levels**2 - mean**2).sqrt()
+    std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -1,9 +1,11 @@
 """Which device and which precision: Hugging Face accelerate carries both through the loop."""
 
+import contextlib
 import ctypes
 import json
 import logging
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 
+from utils.errors import TrainingError
 from utils.recipes import Recipe
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
@@ -76,6 +79,18 @@ def can_compile() -> bool:
         print("torch.compile does not work here: the training takes longer, and is the same otherwise.", flush=True)
         return False
     return True
+
+
+@contextlib.contextmanager
+def room_for(batch_size: int) -> Iterator[None]:
+    """TrainingError that says which batch size to try, where a GPU's memory is too small for ``batch_size`` images."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU's memory is too small for batches of {batch_size} images: try {max(1, batch_size // 2)} "
+            "(main.py: --batch-size; notebook: batch_size in utils/recipes.py)."
+        ) from error
 
 
 def describe(accelerator: Accelerator) -> str:

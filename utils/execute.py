@@ -3,12 +3,15 @@
 What the cells print is shown as it comes; the executed notebook goes to the run's folder.
 """
 
+import argparse
+import asyncio
+import signal
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from utils.files import replace_file
@@ -24,12 +27,26 @@ class EchoingClient(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
+def stop_on_signals(notebook: nbformat.NotebookNode) -> None:
+    """Ctrl-C, and what a cluster sends, end the run in order; nbclient's own way ends in tracebacks."""
+    task = asyncio.current_task()
+    assert task is not None  # nbclient calls this from the task that runs the notebook
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
 def execute(notebook: Path, executed: Path) -> None:
     """Run ``notebook`` with this Python in the current folder and write it, outputs and all, to ``executed``."""
     content = nbformat.read(notebook, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # errors only: warnings about its sockets help nobody here
     EchoingClient(
-        content, timeout=None, kernel_name="python3", record_timing=False, extra_arguments=quiet
+        content,
+        timeout=None,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=quiet,
+        on_notebook_start=stop_on_signals,
+        shutdown_kernel="immediate",
     ).execute()
     # A progress bar overwrites itself on a terminal; in a saved notebook only its last state is of use.
     content, _ = CoalesceStreamsPreprocessor().preprocess(content, {})
@@ -37,12 +54,19 @@ def execute(notebook: Path, executed: Path) -> None:
 
 
 def main() -> None:
-    notebook = Path(f"session{sys.argv[1]}_assignment.ipynb")
-    folder = run_folder(f"session{sys.argv[1]}")
+    parser = argparse.ArgumentParser(prog="python -m utils.execute", description="Run a session's notebook.")
+    parser.add_argument("session", type=int, choices=(7, 8, 9))
+    session = f"session{parser.parse_args().session}"
+    notebook, folder = Path(f"{session}_assignment.ipynb"), run_folder(session)
     try:
         execute(notebook, folder / notebook.name)
     except CellExecutionError as error:
         sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
+    except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
+        sys.exit(
+            f"\n{notebook} was ended, by you or for want of memory. Every finished epoch is kept: "
+            f"`make {session}` goes on after the last one."
+        )
     print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/")
 
 

@@ -33,7 +33,9 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     model = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).float()
     layers = dict(model.named_modules())
     if layer not in layers:
-        raise ValueError(f"the model has no layer {layer!r}: it has {', '.join(name for name, _ in model.named_children())}")
+        raise ValueError(
+            f"the model has no layer {layer!r}: it has {', '.join(name for name, _ in model.named_children())}"
+        )
     if len(images) == 0:  # a network that never errs has nothing to explain
         return images.new_zeros(images[:, 0].shape)
     cam = GradCAM(model, [layers[layer]])

@@ -24,14 +24,28 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.errors import DataError
-from utils.files import replace_file
+from utils.errors import DataError, FileError
+from utils.files import save_tensors
 
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 LAYOUT = "expected train/<class>/*.png|jpg and test/<class>/*.png|jpg"
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError)
+BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+)  # the last: encrypted
+NO_IMAGE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)  # what Pillow raises
 
 Names = list[str]
 Reader = Callable[[str], bytes]
@@ -59,24 +73,25 @@ def read_images(source: Path) -> FolderOfImages:
         raise DataError(f"{source} does not exist: set DATA to a folder or an archive of images.")
     if source.is_file() and not source.name.lower().endswith(ARCHIVES):
         raise DataError(f"{source} is no archive that can be read: give a folder or one of {', '.join(ARCHIVES)}.")
-    mark = fingerprint(source)
     cache = source.resolve().with_name(source.resolve().name + ".cache.pt")
-    cached = load_cache(cache, mark)
-    if cached:
-        return cached
     try:
+        mark = fingerprint(source)
+        cached = load_cache(cache, mark)
+        if cached:
+            return cached
         with open_source(source) as (names, read):
             found = decode(source, names, read)
     except BROKEN as error:
         reason = str(error).splitlines()[0].strip(":")
-        raise DataError(f"{source} is truncated or no archive of its kind ({reason}): fetch it anew.") from error
+        raise DataError(f"{source} is cut off or no archive of its kind ({reason}): fetch it anew.") from error
     except OSError as error:
-        raise DataError(f"{source} cannot be read ({error.strerror or error}): check its permissions and disk.") from error
+        raise DataError(
+            f"{source} cannot be read ({error.strerror or error}): check its permissions and disk."
+        ) from error
     try:
-        replace_file(cache, lambda path: torch.save({"mark": mark, "found": vars(found)}, path))
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        print(f"The decoded images could not be kept in {cache.name} ({reason}): decoded again next time.", flush=True)
+        save_tensors(cache, {"mark": mark, "found": vars(found)})
+    except FileError as error:
+        print(f"The decoded images could not be kept, and are decoded again next time: {error}", flush=True)
     return found
 
 
@@ -112,7 +127,7 @@ def open_source(source: Path) -> Iterator[tuple[Names, Reader]]:
     else:
         with tarfile.open(source) as archive:
             members = {m.name + "/" * m.isdir(): m for m in archive.getmembers() if m.isfile() or m.isdir()}
-            yield list(members), lambda name: archive.extractfile(members[name]).read()
+            yield list(members), lambda name: archive.extractfile(members[name]).read()  # type: ignore[union-attr]
 
 
 def walk(folder: Path) -> Names:
@@ -140,8 +155,8 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
                 bar.update()
             images[split] = as_tensor(pixels)
             labels[split] = torch.tensor([label for _, label in paths])
-    jpeg = any(path.lower().endswith((".jpg", ".jpeg")) for split in SPLITS for path in sum(files[split].values(), []))
-    kind = "JPEG" if jpeg else "PNG"
+    suffixes = {Path(path).suffix.lower() for split in SPLITS for found in files[split].values() for path in found}
+    kind = "PNG" if suffixes == {".png"} else "JPEG"
     return FolderOfImages(kind, classes, images["train"], labels["train"], images["test"], labels["test"])
 
 
@@ -192,5 +207,5 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
                 width, height = image.size
                 raise DataError(f"{name} is {width}×{height} pixels: resize all images to 32×32 first.")
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow raises all of these
+    except NO_IMAGE as error:
         raise DataError(f"{name} is no image that can be read: replace or remove it.") from error

@@ -1,6 +1,7 @@
 """Batches of transformed images, made where the images lie, behind a standard DataLoader."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +38,7 @@ def train_transform(data: ImageData, recipe: Recipe) -> Compose:
 
 def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[DataLoader, DataLoader]:
     """Training batches, shuffled and augmented, and test batches in order, both on ``device``."""
-    train_set = BatchDataset(
-        data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe)
-    )
+    train_set = BatchDataset(data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe))
     train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=as_is)
     return train_loader, make_test_loader(data, Normalize(data.mean, data.std), recipe.batch_size, device)
 
@@ -50,6 +49,6 @@ def make_test_loader(data: ImageData, normalize: Normalize, batch_size: int, dev
     return DataLoader(test_set, batch_size, collate_fn=as_is)
 
 
-def as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def as_is(batch: Any) -> tuple[Tensor, Tensor]:
     """The batch was whole when it was fetched: nothing is left to collate."""
     return batch

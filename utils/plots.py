@@ -51,7 +51,10 @@ def misclassified_images(
 ) -> Figure:
     """``count`` wrong answers out of all: images ``(N, 3, H, W)``, 0 to 1, logits ``(N, C)``, labels ``(N,)``."""
     some, predicted = misclassified(logits, labels, count), logits.argmax(dim=1)
-    titles = [f"{classes[predicted[i]]}\n(true: {classes[labels[i]]})" for i in some.tolist()]
+    titles = [
+        f"{classes[answer]}\n(true: {classes[truth]})"
+        for answer, truth in zip(predicted[some].tolist(), labels[some].tolist())
+    ]
     wrong = int((predicted != labels).sum())
     title = f"{len(some)} of {wrong:,} misclassified of {len(labels):,} test images · {data_name}"
     return gallery(images.cpu()[some], titles, title)
@@ -68,14 +71,17 @@ def grad_cam(
     from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does without it
 
     rows = max(1, -(-len(images) // 2))
-    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM: what spoke for the answer, what for the truth · {data_name}")
+    fig, axes = figure(
+        rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM: what spoke for the answer, what for the truth · {data_name}"
+    )
     for ax in axes:
         ax.axis("off")
     probabilities = logits.softmax(dim=1)
     for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
         plain, *overlaid = axes[3 * i : 3 * i + 3]
         plain.imshow(image)
-        for ax, heat, number, role in zip(overlaid, heats, (logits[i].argmax(), labels[i]), ("answer", "truth")):
+        numbers = int(logits[i].argmax()), int(labels[i])
+        for ax, heat, number, role in zip(overlaid, heats, numbers, ("answer", "truth")):
             ax.imshow(show_cam_on_image(image, heat[i].numpy(), use_rgb=True))
             ax.set_title(f"{role}: {classes[number]}\n{100 * probabilities[i, number]:.1f}%", fontsize=9)
     return fig
@@ -98,9 +104,7 @@ def loss_and_accuracy(history: History, data_name: str) -> Figure:
     return fig
 
 
-def lr_finder(
-    lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str
-) -> Figure:
+def lr_finder(lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str) -> Figure:
     """The loss of the range test over the learning rate, where it blows up, and the rate that this suggests."""
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)

@@ -5,15 +5,18 @@ figures into the README. Refuses anything but a whole run on CIFAR-10, so that t
 never touches what is shown.
 """
 
+import argparse
 import csv
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
 
 from utils import recipes
+from utils.errors import FileError
 from utils.files import replace_file
 from utils.runs import RUNS
 
@@ -51,8 +54,8 @@ def publish(session: int, root: Path = Path()) -> None:
     check(run, recipe, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
     for name in files(session):
-        replace_file(static / name, lambda part: shutil.copyfile(run / name, part))
-    replace_file(root / notebook, lambda part: shutil.copyfile(run / notebook, part))
+        replace_file(static / name, partial(shutil.copyfile, run / name))
+    replace_file(root / notebook, partial(shutil.copyfile, run / notebook))
     readme = (root / "README.md").read_text("utf-8")
     readme = fill(readme, "results", results_table(root / "static"))
     log = (run / "training_log.txt").read_text("utf-8")
@@ -118,8 +121,11 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m utils.publish", description="Show a finished run here.")
+    parser.add_argument("session", type=int, choices=OWN)
+    session = parser.parse_args().session
     try:
-        publish(int(sys.argv[1]))
-    except NotPublishable as error:
-        sys.exit(f"Not published: {error}.")
-    print(f"Published: the notebook, static/session{sys.argv[1]}/ and the README's figures.")
+        publish(session)
+    except (NotPublishable, FileError) as error:
+        sys.exit(f"Not published: {error}")
+    print(f"Published: the notebook, static/session{session}/ and the README's figures.")

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import nn
 
 from utils.checkpoint import save_weights
 from utils.data import ImageData
 from utils.device import describe
+from utils.errors import FileError
 from utils.files import replace_file
 from utils.history import History
 from utils.recipes import SMOKE, Recipe
 
 RUNS = Path(os.environ.get("RUNS", "runs"))
+HELD: dict[Path, FileLock] = {}  # the folders that this process writes to, until it ends
 
 
 def run_folder(name: str) -> Path:
@@ -40,24 +43,50 @@ def start_run(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> P
 def can_go_on(folder: Path, plan: dict) -> bool:
     """Whether ``folder`` holds an unfinished run of this ``plan``."""
     kept = folder / "plan.json"
-    unfinished = kept.exists() and not (folder / "run.json").exists()
-    return unfinished and json.loads(kept.read_text("utf-8")) == plan
+    try:
+        return not (folder / "run.json").exists() and json.loads(kept.read_text("utf-8")) == plan
+    except (OSError, ValueError):
+        return False  # what has no plan that can be read is another run
+
+
+def hold(folder: Path) -> None:
+    """Keep ``folder`` for this process until it ends, however it ends; FileError if another one has it."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = HELD.setdefault(folder, FileLock(folder.with_name(f".{folder.name}.lock")))  # the folder itself may move
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise FileError(
+            f"{folder} is in use by another notebook or terminal: end that one (in Jupyter: Kernel → Shut Down), "
+            "or set RUNS to another folder for this one."
+        ) from error
 
 
 def open_folder(folder: Path, plan: dict) -> Path:
-    """``folder``, empty or with the beginnings of a run of this ``plan``; any other run is moved aside, not lost."""
-    if can_go_on(folder, plan) and not SMOKE:
-        for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
-            half.unlink()
-        return folder
-    if SMOKE:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists() and any(folder.iterdir()):
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-        aside = folder.with_name(f"{folder.name}-{stamp}")
-        folder.rename(aside)
-        print(f"The earlier run was moved to {aside}/")
-    folder.mkdir(parents=True, exist_ok=True)
+    """``folder``, empty or with the beginnings of a run of this ``plan``; any other run is moved aside, not lost.
+
+    Raises:
+        FileError: another process is writing to ``folder``, or it cannot be made.
+    """
+    try:
+        hold(folder)
+        if can_go_on(folder, plan) and not SMOKE:
+            for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
+                half.unlink()
+            return folder
+        if SMOKE:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists() and any(folder.iterdir()):
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
+            aside = folder.with_name(f"{folder.name}-{stamp}")
+            folder.rename(aside)
+            print(f"The earlier run was moved to {aside}/")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{folder} cannot be made ({error.strerror}): set RUNS to a folder that can be written."
+        ) from error
     replace_file(folder / "plan.json", lambda part: part.write_text(json.dumps(plan, indent=2) + "\n", "utf-8"))
     return folder
 

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
-from utils.device import HALF
-from utils.errors import TrainingError
+from utils.device import HALF, room_for
+from utils.errors import FileError, TrainingError
 from utils.files import replace_file
 from utils.progress import progress
 from utils.recipes import Recipe
@@ -41,20 +41,24 @@ def find_lr(
 
     The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a third of
     the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
-    Below 512 images a batch it falls with the root of their number: the noise of small batches, which
-    throws a whole run off its course, does not show in 100 steps. (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at
-    first it was found anywhere from 3e-5 to 0.06.) Everything is put back afterwards: weights,
-    optimizer, random state, train or eval mode. The result is kept in ``folder``: a run that goes on
-    there keeps its learning rate.
+    (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at first
+    it was found anywhere from 3e-5 to 0.06.) Below 512 images a batch it falls with the root of their
+    number: the noise of small batches, which throws a whole run off its course, does not show in 100
+    steps. Everything is put back afterwards: weights, optimizer, random state, train or eval mode. The
+    result is kept in ``folder``: a run that goes on there keeps its learning rate.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
 
     Raises:
-        TrainingError: the loss became infinite before there was anything to judge by.
+        TrainingError: the loss became infinite before there was anything to judge by, or a GPU's memory is too small.
+        FileError: what an earlier search left in ``folder`` cannot be read.
     """
     kept = folder / "lr_finder.json"
     if kept.exists():
-        return LRSearch(**json.loads(kept.read_text("utf-8")))
+        try:
+            return LRSearch(**json.loads(kept.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise FileError(f"{kept} cannot be read: remove it, and the LR finder runs again.") from error
     device, was_training = accelerator.device, model.training
     dtype = HALF.get(accelerator.mixed_precision)
     finder = LRFinder(
@@ -69,7 +73,8 @@ def find_lr(
     # Its own bar would be a widget, which a saved notebook shows empty.
     torch_lr_finder.lr_finder.tqdm = partial(progress, desc="LR finder", leave=False)
     gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
+    size = train_loader.batch_size or 1
+    with room_for(size), torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
         try:
             finder.range_test(train_loader, start_lr=1e-5, end_lr=1, num_iter=100, smooth_f=0.2)
         finally:
@@ -83,7 +88,7 @@ def find_lr(
         )
     lrs, losses = lrs[:finite], losses[:finite]
     edge = edge_of(lrs, losses)
-    noise = min(1.0, math.sqrt(train_loader.batch_size / 512))
+    noise = min(1.0, math.sqrt(size / 512))
     search = LRSearch(lrs, losses, edge, edge / 3 * noise)
     replace_file(kept, lambda part: part.write_text(json.dumps(asdict(search)), "utf-8"))
     return search
@@ -111,7 +116,7 @@ def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int)
         optimizer,
         max_lr=max_lr,
         total_steps=points,
-        pct_start=recipe.top_epoch * batches / points,
+        pct_start=max(2, recipe.top_epoch * batches) / points,  # it cannot top at its first point
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=recipe.start_div,

@@ -46,5 +46,5 @@ def set_up(
     set_seed(recipe.seed)
     loaders = make_loaders(data, recipe, accelerator.device)
     set_seed(recipe.seed, device_specific=True)
-    model = session.network().to(accelerator.device, memory_format=torch.channels_last)
+    model = session.network().to(accelerator.device).to(memory_format=torch.channels_last)
     return model, session.optimizer(model, recipe), loaders

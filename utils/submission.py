@@ -27,7 +27,7 @@ def write_submission(folder: Path, repository: str) -> str:
 def repository() -> str:
     """The address in the notebooks' setup cells, which `make colab` writes."""
     notebook = next(ROOT.glob("session*_assignment.ipynb")).read_text("utf-8")
-    return re.search(r'REPOSITORY = \\"(.*?)\\"', notebook)[1]
+    return re.findall(r'REPOSITORY = \\"(.*?)\\"', notebook)[0]
 
 
 def warnings(facts: dict) -> list[str]:
@@ -44,7 +44,9 @@ def link(facts: dict) -> str:
 
 def code(facts: dict) -> str:
     name = f"models/model{facts['session']}.py"
-    return f"The network, {name} ({facts['parameters']:,} parameters):\n\n```python\n{(ROOT / name).read_text('utf-8')}```"
+    return (
+        f"The network, {name} ({facts['parameters']:,} parameters):\n\n```python\n{(ROOT / name).read_text('utf-8')}```"
+    )
 
 
 def log(facts: dict) -> str:
@@ -58,7 +60,9 @@ def accuracy(facts: dict) -> str:
 
 def learning_rates(facts: dict) -> str:
     low = facts["max_lr"] / SESSION8.start_div
-    return f"One-cycle policy: LRMIN = {low:.4f}, LRMAX = {facts['max_lr']:.4f} at the end of epoch {SESSION8.top_epoch}."
+    return (
+        f"One-cycle policy: LRMIN = {low:.4f}, LRMAX = {facts['max_lr']:.4f} at the end of epoch {SESSION8.top_epoch}."
+    )
 
 
 def picture(name: str, title: str) -> Callable[[dict], str]:

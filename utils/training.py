@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import resume, save_checkpoint
-from utils.device import compile_where_it_pays
+from utils.device import compile_where_it_pays, room_for
 from utils.errors import TrainingError
 from utils.files import replace_file
 from utils.history import History
@@ -49,7 +49,7 @@ def train(
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
-            lrs.append(scheduler.get_last_lr()[0])  # the one this step used
+            lrs.append(float(scheduler.get_last_lr()[0]))  # the one this step used
             scheduler.step()
 
             losses.append(loss.detach())
@@ -129,7 +129,8 @@ def fit(
     checkpoint before, the run goes on from there, and in the end all is as if it had never stopped.
 
     Raises:
-        TrainingError: the loss is no longer finite; what was finished is in ``folder``.
+        TrainingError: the loss is no longer finite, or a GPU's memory too small; finished epochs are in ``folder``.
+        FileError: ``folder`` cannot be written, or its checkpoint is damaged or of another run.
     """
     scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
     prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
@@ -141,10 +142,11 @@ def fit(
         accelerator.print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
-        train_loss, train_accuracy, lrs, train_line = train(
-            prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
-        )
-        test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
+        with room_for(recipe.batch_size):
+            train_loss, train_accuracy, lrs, train_line = train(
+                prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
+            )
+            test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
         history.lr.append(lrs[-1])
