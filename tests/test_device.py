@@ -96,3 +96,8 @@ print(given_back[-1], kept[-1])
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     given_back, kept = map(int, shown.stdout.split())
     assert given_back > 100 and kept < given_back / 10
+
+
+def test_room_for_lets_other_errors_through():
+    with pytest.raises(ZeroDivisionError), device.room_for(1):
+        1 / 0  # noqa: B018

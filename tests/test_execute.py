@@ -1,11 +1,20 @@
 """Running a notebook from the terminal: what it prints is seen at once, and only a whole run is kept."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from utils.execute import execute
+
+ROOT = Path(__file__).parents[1]
 
 
 def write(path, *sources):
@@ -30,3 +39,29 @@ def test_a_notebook_that_fails_is_not_kept(tmp_path):
     with pytest.raises(CellExecutionError):
         execute(notebook, tmp_path / "out.ipynb")
     assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_notebook_that_is_stopped_from_the_terminal(tmp_path, number):
+    write(tmp_path / "session9_assignment.ipynb", "import os, time; print('pid', os.getpid()); time.sleep(60)")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    kernel = int(run.stdout.readline().split()[1])
+    run.send_signal(number)
+    _, told = run.communicate(timeout=60)
+    assert told.strip().startswith("session9_assignment.ipynb was ended, by you or for want of memory.")
+    assert "\n" not in told.strip() and run.returncode == 1
+    assert not list(tmp_path.rglob("runs/**/*.ipynb"))
+    time.sleep(1)
+    with pytest.raises(ProcessLookupError):  # the notebook's kernel has ended, too
+        os.kill(kernel, 0)
+
+
+@pytest.mark.parametrize(
+    "module, arguments", [("utils.execute", ["5"]), ("utils.publish", []), ("utils.publish", ["x"])]
+)
+def test_unknown_session(module, arguments):
+    told = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 2 and f"python -m {module}: error: " in told.stderr and "session" in told.stderr

@@ -1,9 +1,14 @@
 """The sessions from a terminal."""
 
 import csv
+import io
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,26 +17,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from utils import runs, training
+from models.model9 import TransformerModel
+from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
+from utils import classify, schedule, training
+from utils.checkpoint import save_weights
+from utils.data import load_data
+from utils.files import load_tensors
 
 ROOT = Path(__file__).parents[1]
-TWO_EPOCHS = ("session9", "--data", "digits", "--epochs", "2")
-
-
-@pytest.fixture
-def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(runs, "SMOKE", False)
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
-    return tmp_path / "session9"
-
-
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["main.py", *map(str, arguments)])
-    main.main()
+DIGITS = load_data("digits")
 
 
 def test_train_evaluate_classify(folder, monkeypatch, capsys):
-    call(monkeypatch, *TWO_EPOCHS, "--seed", 1, "--batch-size", 50)
+    call(*TWO_EPOCHS, "--seed", 1, "--batch-size", 50)
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 50, 1, "digits")
     pictures = {path.stem for path in folder.glob("*.png")}
@@ -47,16 +45,16 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
                     f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"]  # fmt: skip
     assert (folder / "submission.md").read_text().startswith("**Not for handing in: it was trained on digits")
 
-    call(monkeypatch, "evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")
+    call("evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")
     assert f"({facts['test_accuracy']:.2f}%)" in capsys.readouterr().out
 
     Image.new("RGB", (40, 40)).save(folder / "black.png")
-    call(monkeypatch, "classify", folder / "black.png", "--checkpoint", folder / "weights.pt")
+    call("classify", folder / "black.png", "--checkpoint", folder / "weights.pt")
     assert capsys.readouterr().out.startswith(f"{folder / 'black.png'}: ")
 
 
 def test_a_given_max_lr_is_used(folder, monkeypatch):
-    call(monkeypatch, *TWO_EPOCHS, "--max-lr", "0.01", "--device", "cpu")
+    call(*TWO_EPOCHS, "--max-lr", "0.01", "--device", "cpu")
     assert json.loads((folder / "run.json").read_text())["max_lr"] == 0.01
     steps = torch.load(folder / "checkpoint.pt", weights_only=True)["history"]["step_lr"]
     assert max(steps) == pytest.approx(0.01)
@@ -64,7 +62,7 @@ def test_a_given_max_lr_is_used(folder, monkeypatch):
 
 
 def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
-    call(monkeypatch, *TWO_EPOCHS, "--tensorboard")
+    call(*TWO_EPOCHS, "--tensorboard")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     rows = list(csv.DictReader((folder / "history.csv").open()))
     for tag, column in (("test/accuracy", "test_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
@@ -76,19 +74,9 @@ def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
-    real = training.train
-
-    def stop_in_the_second_epoch(*arguments):
-        if arguments[-1] == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train", stop_in_the_second_epoch)
-        with pytest.raises(SystemExit, match=r"Stopped. Every finished epoch is kept: the same command goes on"):
-            call(monkeypatch, *TWO_EPOCHS)
+    stop_in_the_second_epoch(monkeypatch)
     capsys.readouterr()
-    call(monkeypatch, *TWO_EPOCHS, "--resume")
+    call(*TWO_EPOCHS, "--resume")
     assert "Going on after epoch 1:" in capsys.readouterr().out
     assert json.loads((folder / "run.json").read_text())["epochs"] == 2
 
@@ -98,20 +86,15 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
 )
 def test_nothing_to_resume(folder, monkeypatch, other):
     if other:
-        monkeypatch.setattr(training, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SystemExit, match="Stopped"):
-            call(monkeypatch, *TWO_EPOCHS)
+        stop_in_the_second_epoch(monkeypatch)
     before = sorted(folder.parent.rglob("*"))
-    with pytest.raises(SystemExit, match="session9/ holds no unfinished run of these options"):
-        call(monkeypatch, *TWO_EPOCHS, *other, "--resume")
+    assert "session9/ holds no unfinished run of these options" in refused(*TWO_EPOCHS, *other, "--resume")
     assert sorted(folder.parent.rglob("*")) == before
 
 
-def test_evaluate_wants_the_classes_it_learned(monkeypatch):
-    with pytest.raises(
-        SystemExit, match=r"tells airplane, .* digits has other classes: give the data it was trained on"
-    ):
-        call(monkeypatch, "evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
+def test_evaluate_wants_the_classes_it_learned():
+    shown = refused("evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
+    assert re.search("tells airplane, .* digits has other classes: give the data it was trained on", shown)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +114,7 @@ def test_evaluate_wants_the_classes_it_learned(monkeypatch):
 )
 def test_wrong_values_get_one_line_and_exit_code_2(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        call(monkeypatch, *arguments)
+        call(*arguments)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
@@ -146,3 +129,75 @@ def test_training_starts_without_what_only_others_need():
     code = "import sys, utils.plots, utils.training, utils.sessions, utils.classify, utils.data; utils.data.load_data('digits')\nprint({'torchvision', 'pytorch_grad_cam', 'tensorboard'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
+
+
+def test_sigterm_is_answered_like_ctrl_c(tmp_path):
+    command = [sys.executable, "main.py", *TWO_EPOCHS[:-1], "40", "--max-lr", "0.01", "--device", "cpu"]
+    environment = {name: value for name, value in os.environ.items() if name != "EVA8_SMOKE"} | {"RUNS": str(tmp_path)}
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while run.poll() is None and not (tmp_path / "session9/checkpoint.pt").exists():
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, told = run.communicate(timeout=60)
+    assert told.strip().endswith("Stopped. Every finished epoch is kept: the same command goes on after the last one.")
+    assert run.returncode == 1 and "Traceback" not in told
+    assert len(load_tensors(tmp_path / "session9/checkpoint.pt")["history"]["lr"]) >= 1
+
+
+def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
+    monkeypatch.setattr(main, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert refused("evaluate", "--checkpoint", main.WEIGHTS) == "\nStopped."
+
+
+def test_max_lr_at_which_the_loss_is_lost(folder, monkeypatch):
+    shown = refused(*TWO_EPOCHS, "--max-lr", "1e30")
+    assert re.search(
+        r"the loss became (nan|inf) in epoch \d, batch \d+, at LR .*: try a max LR a quarter as high", shown
+    )
+
+
+def too_big(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+@pytest.mark.parametrize("where", ["LR finder", "training"])
+def test_gpu_out_of_memory(folder, monkeypatch, where):
+    if where == "LR finder":
+        monkeypatch.setattr(schedule.LRFinder, "range_test", too_big)
+    else:
+        monkeypatch.setattr(training, "train", too_big)
+    shown = refused(*TWO_EPOCHS, "--batch-size", "100")
+    assert "the GPU's memory is too small for batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
+
+
+def test_data_that_do_not_exist(monkeypatch, folder):
+    shown = refused("session9", "--data", "nowhere")
+    assert shown == "main.py: nowhere does not exist: set DATA to a folder or an archive of images."
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**32)])
+def test_seed_that_is_none(monkeypatch, capsys, seed):
+    with pytest.raises(SystemExit) as stop:
+        call("session9", f"--seed={seed}")
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("\n") == 1
+    assert f"--seed: '{seed}' is not a whole number from 0 to 4294967295" in told
+
+
+@pytest.mark.parametrize("kind", ["half", "text", "folder", "huge"])
+def test_picture_that_cannot_be_classified(tmp_path, monkeypatch, kind):
+    save_weights(tmp_path / "weights.pt", TransformerModel(), 9, DIGITS)
+    path = tmp_path / "horse.png"
+    content = io.BytesIO()
+    Image.new("RGB", (400, 400)).save(content, "png")
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"half": content.getvalue()[:300], "text": b"a horse", "huge": content.getvalue()}[kind])
+    if kind == "huge":
+        monkeypatch.setattr(classify.Image, "MAX_IMAGE_PIXELS", 1000)  # as if it had billions
+    shown = refused("classify", path, "--checkpoint", tmp_path / "weights.pt")
+    assert "horse.png is not an image that Pillow can read: give a PNG or JPEG file" in shown

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
+from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
 from utils import runs, training
 from utils.data import load_data
 from utils.device import make_accelerator
@@ -143,3 +144,39 @@ def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
     (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
     assert (aside / "checkpoint.pt").read_bytes() == b"weights"
     assert f"moved to {aside}/" in capsys.readouterr().out
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from utils.runs import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_runs_in_one_folder(folder, monkeypatch):
+    other = subprocess.Popen([sys.executable, "-c", HOLDS, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    try:
+        shown = refused(*TWO_EPOCHS)
+        assert "session9 is in use by another notebook or terminal: end that one" in shown and not folder.exists()
+    finally:
+        other.kill()
+        other.communicate()
+    runs.hold(folder)  # a process that was killed holds nothing
+
+
+def test_runs_that_is_no_folder(folder, monkeypatch):
+    folder.parent.write_text("a file stands where the folder should")
+    assert "session9 cannot be made (" in refused(*TWO_EPOCHS)
+
+
+def test_damaged_plan_counts_as_another_run(folder, monkeypatch, capsys):
+    stop_in_the_second_epoch(monkeypatch)
+    (folder / "plan.json").write_text('{"recipe": ')
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    call(*TWO_EPOCHS)
+    (aside,) = folder.parent.glob("session9-*")
+    assert (aside / "checkpoint.pt").read_bytes() == checkpoint and f"moved to {aside}/" in capsys.readouterr().out

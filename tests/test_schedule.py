@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
+from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
 from utils.device import make_accelerator
 from utils.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
@@ -129,3 +130,9 @@ def test_session_8_ends_where_it_began():
         scheduler.step()
     assert lrs[0] == pytest.approx(0.004) and scheduler.get_last_lr()[0] == pytest.approx(0.004)
     assert max(lrs) == lrs[5 * 98 - 1] == pytest.approx(0.4)
+
+
+def test_damaged_result_of_the_lr_finder(folder, monkeypatch):
+    stop_in_the_second_epoch(monkeypatch)
+    (folder / "lr_finder.json").write_text('{"lrs": [')
+    assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in refused(*TWO_EPOCHS)

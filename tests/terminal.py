@@ -1,0 +1,35 @@
+"""main.py, called as from a terminal."""
+
+import pytest
+
+import main
+from utils import training
+
+TWO_EPOCHS = ("session9", "--data", "digits", "--epochs", "2")
+
+
+def call(*arguments) -> None:
+    main.main([str(argument) for argument in arguments])
+
+
+def refused(*arguments) -> str:
+    """The one line that main.py ends with."""
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code.strip()
+    return stop.value.code
+
+
+def stop_in_the_second_epoch(monkeypatch) -> None:
+    """Two epochs of session 9 on the digits, and Ctrl-C in the second one."""
+    real = training.train
+
+    def train(*arguments):
+        if arguments[-1] == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", train)
+        kept = "Stopped. Every finished epoch is kept: the same command goes on after the last one."
+        assert refused(*TWO_EPOCHS).strip() == kept

@@ -1,0 +1,113 @@
+"""Weights and checkpoints that are damaged, foreign or malicious are refused in one line, and stay where they are."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.model8 import CustomResNet
+from models.model9 import TransformerModel
+from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
+from utils.checkpoint import load_weights, save_weights
+from utils.classify import load_classifier
+from utils.data import load_data
+from utils.errors import FileError
+from utils.files import load_tensors, save_tensors
+
+DIGITS = load_data("digits")
+
+
+class Evil:
+    """Runs code when a careless program unpickles it."""
+
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+def damage(path: Path, kind: str) -> None:
+    save_weights(path, TransformerModel(), 9, DIGITS)
+    whole = path.read_bytes()
+    if kind == "cut off":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "no weights":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    elif kind == "another archive":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("notes/today.txt", "nothing")
+    elif kind == "malicious":
+        torch.save({"model": Evil()}, path)
+    elif kind == "malicious, old form":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    elif kind == "a folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "absent":
+        path.unlink()
+
+
+DAMAGES = {
+    "cut off": "is damaged or cut off: fetch it anew, or move it away and train anew",
+    "empty": "is damaged or cut off: fetch it anew, or move it away and train anew",
+    "no weights": "is no file of weights: give a weights.pt that a run wrote",
+    "another archive": "is damaged or cut off: fetch it anew, or move it away and train anew",
+    "malicious": "holds objects that could run code, so it was not loaded: use files that this program wrote",
+    "malicious, old form": "is no file of weights: give a weights.pt that a run wrote",
+    "a list": "is no file of weights: give a weights.pt that a run wrote",
+    "a folder": "cannot be read (Is a directory): give a weights.pt that a run wrote",
+    "absent": "cannot be read (No such file or directory): give a weights.pt that a run wrote",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_weights(tmp_path, monkeypatch, kind):
+    path = tmp_path / "weights.pt"
+    damage(path, kind)
+    monkeypatch.chdir(tmp_path)  # where Evil would leave its mark
+    for load in (load_classifier, lambda path: load_weights(path, TransformerModel())):
+        with pytest.raises(FileError) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"{path} ") and DAMAGES[kind] in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_damaged_weights_from_the_terminal(tmp_path, monkeypatch):
+    damage(tmp_path / "weights.pt", "malicious")
+    shown = refused("evaluate", "--checkpoint", tmp_path / "weights.pt", "--data", "digits")
+    assert shown.startswith("main.py: ") and "could run code" in shown
+
+
+def test_weights_of_another_network(tmp_path):
+    save_weights(tmp_path / "weights.pt", CustomResNet(), 8, DIGITS)
+    with pytest.raises(FileError, match=r"weights.pt holds no weights of TransformerModel: give those of its own run"):
+        load_weights(tmp_path / "weights.pt", TransformerModel())
+
+
+@pytest.mark.parametrize("content", [{"session": 5}, {"session": 8}, {"history": {}}], ids=str)
+def test_weights_without_what_a_classifier_needs(tmp_path, content):
+    save_tensors(tmp_path / "checkpoint.pt", {"model": TransformerModel().state_dict(), **content})
+    with pytest.raises(FileError, match=r"checkpoint.pt holds no trained network: give the weights.pt of a finished"):
+        load_classifier(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("kind", ["cut off", "malicious", "of another network"])
+def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
+    stop_in_the_second_epoch(monkeypatch)
+    checkpoint = folder / "checkpoint.pt"
+    content = load_tensors(checkpoint)
+    if kind == "of another network":
+        save_tensors(checkpoint, content | {"model": CustomResNet().state_dict()})
+    else:
+        damage(checkpoint, kind)
+    before = checkpoint.read_bytes()
+    shown = refused(*TWO_EPOCHS)
+    wanted = "was saved by another run: move it away to train from the start"
+    assert str(checkpoint) in shown and (wanted if kind == "of another network" else DAMAGES[kind]) in shown
+    assert checkpoint.read_bytes() == before and not (folder / "run.json").exists()
