@@ -168,11 +168,12 @@ def flops(network: Callable[[], nn.Module]) -> int:
 
 def compare(number: int, images: int, rounds: int) -> list[str]:
     """A row of the table: classic and ours in turn, a round to warm up and ``rounds`` that count."""
+    job = (number, images)
     times: dict[tuple[type, str], list[float]] = {(kind, name): [] for kind in KINDS for name in ("train", "test")}
     with contextlib.ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
+        method, spawn = multiprocessing.get_start_method(), multiprocessing.get_context("spawn")
         pools: dict[type, ProcessPoolExecutor] = {
-            kind: stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=build, initargs=(kind, number, images)))
+            kind: stack.enter_context(ProcessPoolExecutor(1, spawn, initializer=build, initargs=(kind, *job, method)))
             for kind in KINDS
         }
         for turn in progress(range(rounds + 1), desc=f"session {number}"):
@@ -193,9 +194,10 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
     return [*cells, *(f"{memory:.1f}" for memory in memories)]
 
 
-def build(kind: type, number: int, images: int) -> None:
-    """The pipeline that this process times from now on."""
+def build(kind: type, number: int, images: int, start_method: str) -> None:
+    """The pipeline that this process times from now on; its workers start as they do where nothing is set."""
     global pipeline
+    multiprocessing.set_start_method(start_method, force=True)
     pipeline = kind(SESSIONS[number], random_images(images))
 
 

@@ -41,15 +41,19 @@ def test_a_notebook_that_fails_is_not_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_notebook_that_is_stopped_from_the_terminal(tmp_path, number):
+@pytest.mark.parametrize(
+    "number, whom",
+    [(signal.SIGINT, "run"), (signal.SIGTERM, "run"), (signal.SIGKILL, "kernel")],
+    ids=["Ctrl-C", "SIGTERM", "no memory"],
+)
+def test_notebook_that_is_stopped(tmp_path, number, whom):
     write(tmp_path / "session9_assignment.ipynb", "import os, time; print('pid', os.getpid()); time.sleep(60)")
     run = subprocess.Popen(
         [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     kernel = int(run.stdout.readline().split()[1])
-    run.send_signal(number)
+    os.kill(kernel if whom == "kernel" else run.pid, number)
     _, told = run.communicate(timeout=60)
     assert told.strip().startswith("session9_assignment.ipynb was ended, by you or for want of memory.")
     assert "\n" not in told.strip() and run.returncode == 1
