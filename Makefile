@@ -1,14 +1,14 @@
-# `make session9` trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
+# `make session9` (or 8) trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: session9 test check coverage bench publish colab clean
+.PHONY: session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
-session9: $(VENV)/.ready
-	$(RUN) -m utils.execute 9
+session8 session9: $(VENV)/.ready
+	$(RUN) -m utils.execute $(@:session%=%)
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest --nbval-lax
