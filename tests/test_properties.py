@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.test_schedule import learning_rates
 from utils.data import channel_statistics, load_folder
 from utils.errors import DataError
 from utils.files import load_tensors, save_tensors
@@ -99,12 +100,7 @@ def test_one_cycle_starts_tops_and_ends_where_it_should(recipe, epochs, batches,
     recipe = recipe.for_epochs(epochs)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     scheduler = one_cycle(optimizer, max_lr, recipe, batches)
-    lrs = []
-    for _ in range(epochs * batches):
-        lrs.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    lrs.append(scheduler.get_last_lr()[0])  # what a step after the last would use
+    lrs = learning_rates(optimizer, scheduler, epochs * batches)
     top = max(1, recipe.top_epoch * batches - 1)
     assert min(lrs) > 0 and max(lrs) == pytest.approx(max_lr) and lrs[top] == pytest.approx(max_lr)
     assert lrs[0] == pytest.approx(max_lr / recipe.start_div)

@@ -96,17 +96,22 @@ def test_finder_says_that_the_data_are_wrong(tmp_path):
         find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
 
 
+def learning_rates(optimizer, scheduler, steps):
+    """What each of ``steps`` steps uses, and what one more would use."""
+    lrs = []
+    for _ in range(steps):
+        lrs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return [*lrs, scheduler.get_last_lr()[0]]
+
+
 @pytest.mark.parametrize("epochs, top_epoch, batches", [(24, 5, 98), (2, 1, 21), (20, 1, 3), (3, 2, 1)])
 def test_one_cycle(epochs, top_epoch, batches):
     recipe = replace(SESSION9, epochs=epochs, top_epoch=top_epoch)
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     scheduler = one_cycle(optimizer, max_lr=0.02, recipe=recipe, batches=batches)
-    lrs = []
-    for _ in range(epochs * batches):
-        lrs.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    lrs.append(scheduler.get_last_lr()[0])  # what the step after the last would use
+    lrs = learning_rates(optimizer, scheduler, epochs * batches)
     top = top_epoch * batches - 1
     assert max(range(len(lrs)), key=lrs.__getitem__) == top
     assert lrs[top] == pytest.approx(0.02)
@@ -123,12 +128,8 @@ def test_one_cycle(epochs, top_epoch, batches):
 def test_session_8_ends_where_it_began():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     scheduler = one_cycle(optimizer, max_lr=0.4, recipe=SESSION8, batches=98)
-    lrs = []
-    for _ in range(24 * 98):
-        lrs.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    assert lrs[0] == pytest.approx(0.004) and scheduler.get_last_lr()[0] == pytest.approx(0.004)
+    lrs = learning_rates(optimizer, scheduler, 24 * 98)
+    assert lrs[0] == pytest.approx(0.004) and lrs[-1] == pytest.approx(0.004)
     assert max(lrs) == lrs[5 * 98 - 1] == pytest.approx(0.4)
 
 
