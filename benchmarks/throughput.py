@@ -1,10 +1,9 @@
 """Images a second, ours against the classic pipeline: ``python -m benchmarks.throughput 7 8 9``.
 
-Classic is what a student would write otherwise: torchvision's transforms on one PIL image at a time in
-a DataLoader with a worker a core, float32, contiguous layout, ``.item()`` on every batch. Both train
-and test the same network on the same random images, in turn, round by round, each in a process of its
-own, since ours changes how its process keeps memory; the table holds medians.
-``--readme`` writes it into the README as well.
+Both train and test the same network on the same random images, in turn, round by round, each in a
+process of its own, since ours changes how its process keeps memory; the table holds medians. Then each
+session is started as ``make session<N>`` does it, on ``$DATA`` or the digits, until its first batch.
+``--readme`` writes the table into the README as well.
 """
 
 import argparse
@@ -14,99 +13,31 @@ import multiprocessing
 import os
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
-from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData
+from benchmarks.classic import WORKERS, Classic
+from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, load_data
 from utils.device import HALF, compile_where_it_pays, describe, fastest_precision, make_accelerator
 from utils.files import replace_file
 from utils.progress import progress
 from utils.publish import fill
-from utils.recipes import Recipe
 from utils.schedule import one_cycle
 from utils.sessions import SESSIONS, Session, set_up
 from utils.training import test, train
 
-WORKERS = os.cpu_count() or 1
-README = Path(__file__).parents[1] / "README.md"
-
-
-class PILImages(Dataset):
-    """Labelled PIL images, transformed one by one, as torchvision's CIFAR10 does it."""
-
-    def __init__(self, images: np.ndarray, labels: list[int], transform: Callable) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-def classic_loaders(data: ImageData, recipe: Recipe) -> tuple[DataLoader, DataLoader]:
-    """torchvision's counterparts of the recipe's augmentation, a worker a core."""
-    end = [transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
-    crop = [transforms.RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
-    area = (recipe.cutout / 32) ** 2
-    cutout = [transforms.RandomErasing(p=1.0, scale=(area, area), ratio=(1.0, 1.0))] if recipe.cutout else []
-    augment = transforms.Compose([*crop, transforms.RandomHorizontalFlip(), *end, *cutout])
-    loader = partial(
-        DataLoader, batch_size=recipe.batch_size, num_workers=WORKERS, pin_memory=torch.cuda.is_available()
-    )
-    train_set, test_set = (
-        PILImages(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), transform)
-        for images, labels, transform in (
-            (data.train_images, data.train_labels, augment),
-            (data.test_images, data.test_labels, transforms.Compose(end)),
-        )
-    )
-    return loader(train_set, shuffle=True), loader(test_set)
-
-
-class Classic:
-    """The course's loop."""
-
-    def __init__(self, session: Session, data: ImageData) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.train_loader, self.test_loader = classic_loaders(data, session.recipe)
-        self.model = session.network().to(self.device)
-        self.optimizer = session.optimizer(self.model, session.recipe)
-
-    def train(self) -> None:
-        self.model.train()
-        correct, losses = 0, []
-        for images, labels in self.train_loader:
-            images, labels = images.to(self.device), labels.to(self.device)
-            self.optimizer.zero_grad()
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.item())
-            correct += (logits.argmax(dim=1) == labels).sum().item()
-
-    @torch.no_grad()
-    def test(self) -> None:
-        self.model.eval()
-        loss, correct = 0.0, 0
-        for images, labels in self.test_loader:
-            images, labels = images.to(self.device), labels.to(self.device)
-            logits = self.model(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct += (logits.argmax(dim=1) == labels).sum().item()
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+START = {"DATA": "digits"} | os.environ  # of a session's start
 
 
 class Ours:
@@ -191,7 +122,7 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
     for kind, precision in zip(KINDS, (torch.float32, HALF.get(fastest_precision(), torch.float32))):
         speed = flops(SESSIONS[number].network) * images / statistics.median(times[kind, "train"])
         cells.append(f"{100 * speed / peak_flops(precision):.0f}%")
-    return [*cells, *(f"{memory:.1f}" for memory in memories)]
+    return [*cells, *(f"{memory:.1f}" for memory in memories), f"{first_batch(number):.1f}"]
 
 
 def build(kind: type, number: int, images: int, start_method: str) -> None:
@@ -216,9 +147,28 @@ def peak_memory() -> float:
     return (own + workers * worker) / 2**20  # ru_maxrss is in KiB on Linux; for children it is the largest one's
 
 
-def table(rows: list[list[str]], hardware: str) -> str:
+def first_batch(number: int) -> float:
+    """Seconds from the start of a session's notebook to its first batch, which the LR finder takes."""
+    shown = b""
+    with tempfile.TemporaryDirectory() as runs:
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "utils.execute", str(number)]
+        run = subprocess.Popen(command, cwd=ROOT, env=START | {"RUNS": runs}, stdout=subprocess.PIPE, bufsize=0)
+        assert run.stdout is not None
+        while b"LR finder:" not in shown:
+            piece = run.stdout.read(4096)
+            if not piece:
+                raise RuntimeError(f"session {number} ended before its first batch: {shown.decode()}")
+            shown += piece
+        spent = time.perf_counter() - start
+        run.terminate()
+        run.communicate()
+    return spent
+
+
+def table(rows: list[list[str]], hardware: str, data: str) -> str:
     heads = ["session", "training: classic", "ours", "ratio", "testing: classic", "ours", "ratio",
-             "of peak: classic", "ours", "GiB: classic", "ours"]  # fmt: skip
+             "of peak: classic", "ours", "GiB: classic", "ours", f"seconds to the first batch, {data}"]  # fmt: skip
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(
         [f"{hardware}, PyTorch {torch.__version__}", "", *("| " + " | ".join(line) + " |" for line in lines)]
@@ -233,8 +183,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="that count (default: %(default)s)")
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     arguments = parser.parse_args()
+    data = load_data(START["DATA"]).name
     rows = [compare(number, arguments.images, arguments.rounds) for number in arguments.sessions or SESSIONS]
-    result = table(rows, describe(make_accelerator()))
+    result = table(rows, describe(make_accelerator()), data)
     print(result)
     if arguments.readme:
         text = fill(README.read_text("utf-8"), "throughput", f"\n{result}\n")

@@ -41,9 +41,11 @@ def test_finder_puts_everything_back(problem, training, tmp_path):
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path):
+def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path, capsys):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+    shown = capsys.readouterr().out
+    assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # the bar alone
     assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
     assert search.edge <= search.lrs[-1]
     assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate

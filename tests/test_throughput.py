@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks import throughput
+from benchmarks.classic import classic_loaders
 from utils.sessions import SESSIONS
 
 
@@ -28,7 +29,7 @@ def test_both_pipelines_train_and_test_one_network(data, monkeypatch):
 @pytest.mark.parametrize("session", [7, 8, 9])
 def test_classic_sees_the_recipes_augmentation(data, session):
     recipe = SESSIONS[session].recipe
-    train_loader, test_loader = throughput.classic_loaders(data, recipe)
+    train_loader, test_loader = classic_loaders(data, recipe)
     images, labels = next(iter(test_loader))
     assert images.shape == (64, 3, 32, 32) and torch.equal(labels, data.test_labels)
     names = [type(step).__name__ for step in train_loader.dataset.transform.transforms]
@@ -40,11 +41,19 @@ def test_classic_sees_the_recipes_augmentation(data, session):
 
 def test_each_pipeline_is_timed_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(throughput, "peak_flops", lambda precision: 1e12)
+    monkeypatch.setattr(throughput, "first_batch", lambda number: 0.1)
     row = throughput.compare(8, images=32, rounds=1)
-    assert len(row) == 11 and row[0] == "8" and "×** (" in row[3] and "×** (" in row[6]
+    assert len(row) == 12 and row[0] == "8" and "×** (" in row[3] and "×** (" in row[6]
     for cell in (row[1], row[2], row[4], row[5], *row[9:]):
         assert float(cell.replace(",", "")) > 0
     assert not hasattr(throughput, "pipeline")  # none was built here
+
+
+def test_start_of_a_session(monkeypatch, tmp_path):
+    assert throughput.first_batch(9) > 0
+    monkeypatch.setattr(throughput, "START", throughput.START | {"DATA": str(tmp_path / "none"), "EVA8_SMOKE": "0"})
+    with pytest.raises(RuntimeError, match="session 9 ended before its first batch"):
+        throughput.first_batch(9)
 
 
 def test_flops_are_those_of_the_convolutions():
@@ -53,7 +62,7 @@ def test_flops_are_those_of_the_convolutions():
 
 
 def test_table(monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "compare", lambda number, images, rounds: [str(number), *"abcdefghij"])
+    monkeypatch.setattr(throughput, "compare", lambda number, images, rounds: [str(number), *"abcdefghijk"])
     monkeypatch.setattr("sys.argv", ["throughput", "9", "8"])
     throughput.main()
     lines = capsys.readouterr().out.splitlines()

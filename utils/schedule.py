@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,7 @@ def find_lr(
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     # Its own bar would be a widget, which a saved notebook shows empty.
-    torch_lr_finder.lr_finder.tqdm = partial(progress, desc="LR finder", leave=False)
+    torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
     gpus = [device] if device.type == "cuda" else []
     size = train_loader.batch_size or 1
     with room_for(size), torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
