@@ -153,7 +153,9 @@ def first_batch(number: int) -> float:
     with tempfile.TemporaryDirectory() as runs:
         start = time.perf_counter()
         command = [sys.executable, "-m", "utils.execute", str(number)]
-        run = subprocess.Popen(command, cwd=ROOT, env=START | {"RUNS": runs}, stdout=subprocess.PIPE, bufsize=0)
+        run = subprocess.Popen(
+            command, cwd=ROOT, env=START | {"RUNS": runs}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        )
         assert run.stdout is not None
         while b"LR finder:" not in shown:
             piece = run.stdout.read(4096)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
 from utils.execute import execute
@@ -25,8 +24,7 @@ def write(path, *sources):
 def test_executed_notebook_keeps_the_last_state_of_a_progress_bar(tmp_path, capfd):
     bar = "print('10%', end='\\r', flush=True); print('100%')"
     notebook = write(tmp_path / "in.ipynb", bar, "1 + 1")
-    execute(notebook, tmp_path / "out.ipynb")
-    first, second = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    first, second = execute(notebook).cells
     assert (first.execution_count, second.execution_count) == (1, 2)
     assert [output.text for output in first.outputs] == ["100%\n"]
     assert second.outputs[0].data["text/plain"] == "2"
@@ -34,11 +32,26 @@ def test_executed_notebook_keeps_the_last_state_of_a_progress_bar(tmp_path, capf
     assert nbformat.read(notebook, as_version=4).cells[0].outputs == []
 
 
-def test_a_notebook_that_fails_is_not_kept(tmp_path):
-    notebook = write(tmp_path / "in.ipynb", "raise ValueError('no')", "1 + 1")
-    with pytest.raises(CellExecutionError):
-        execute(notebook, tmp_path / "out.ipynb")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.ipynb"]
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        ("import os; os.makedirs('runs/session9')", None),
+        ("raise ValueError('no')", "session9_assignment.ipynb stopped: ValueError: no"),
+        ("1 + 1", "cannot be written (No such file or directory)"),  # it made no folder
+    ],
+)
+def test_a_notebook_is_kept_if_it_ran_whole(tmp_path, source, told):
+    write(tmp_path / "session9_assignment.ipynb", source)
+    run = subprocess.run(
+        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "EVA8_SMOKE": "0"},
+    )  # fmt: skip
+    kept = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("runs/**/*.*")]
+    if told is None:
+        assert run.returncode == 0 and kept == ["runs/session9/session9_assignment.ipynb"]
+    else:
+        assert run.returncode == 1 and kept == []
+        assert told in run.stderr and "\n" not in run.stderr.strip()
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.files import replace_file
-from utils.runs import run_folder
+from utils.errors import FileError
 
 
 class EchoingClient(NotebookClient):
@@ -35,8 +34,8 @@ def stop_on_signals(notebook: nbformat.NotebookNode) -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
-def execute(notebook: Path, executed: Path) -> None:
-    """Run ``notebook`` with this Python in the current folder and write it, outputs and all, to ``executed``."""
+def execute(notebook: Path) -> nbformat.NotebookNode:
+    """``notebook``, run with this Python in the current folder, outputs and all."""
     content = nbformat.read(notebook, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # errors only: warnings about its sockets help nobody here
     EchoingClient(
@@ -49,19 +48,30 @@ def execute(notebook: Path, executed: Path) -> None:
         shutdown_kernel="immediate",
     ).execute()
     # A progress bar overwrites itself on a terminal; in a saved notebook only its last state is of use.
-    content, _ = CoalesceStreamsPreprocessor().preprocess(content, {})
-    replace_file(executed, lambda part: nbformat.write(content, part))
+    return CoalesceStreamsPreprocessor().preprocess(content, {})[0]
+
+
+def keep(content: nbformat.NotebookNode, name: str) -> Path:
+    """Write the executed notebook ``name`` to its run's folder, which is answered."""
+    from utils.files import replace_file  # here, because they import torch, and the run would start two seconds later
+    from utils.runs import run_folder
+
+    folder = run_folder(name.removesuffix("_assignment.ipynb"))
+    replace_file(folder / name, lambda part: nbformat.write(content, part))
+    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.execute", description="Run a session's notebook.")
     parser.add_argument("session", type=int, choices=(7, 8, 9))
     session = f"session{parser.parse_args().session}"
-    notebook, folder = Path(f"{session}_assignment.ipynb"), run_folder(session)
+    notebook = Path(f"{session}_assignment.ipynb")
     try:
-        execute(notebook, folder / notebook.name)
+        folder = keep(execute(notebook), notebook.name)
     except CellExecutionError as error:
         sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
+    except FileError as error:
+        sys.exit(f"\n{error}")
     except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
         sys.exit(
             f"\n{notebook} was ended, by you or for want of memory. Every finished epoch is kept: "
