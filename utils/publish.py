@@ -70,21 +70,27 @@ def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
         raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))
     if facts["smoke"]:
-        raise NotPublishable(f"{run} is a smoke run")
+        raise NotPublishable(f"{run} is a smoke run: give `make {recipe.name}` without EVA8_SMOKE first")
     if not facts["data"].startswith("CIFAR-10"):
-        raise NotPublishable(f"{run} was trained on {facts['data']}, not on CIFAR-10")
+        raise NotPublishable(
+            f"{run} was trained on {facts['data']}, not on CIFAR-10: give `make {recipe.name}` with DATA=cifar10 first"
+        )
     with open(run / "history.csv", newline="") as file:
         epochs = len(list(csv.DictReader(file)))
     if min(epochs, facts["epochs"]) < recipe.epochs:
-        raise NotPublishable(f"{run} has {epochs} of {recipe.epochs} epochs")
+        raise NotPublishable(
+            f"{run} has {epochs} of {recipe.epochs} epochs: let `make {recipe.name}` train all of them first"
+        )
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
     if [cell.source for cell in ran] != [cell.source for cell in shown]:
         raise NotPublishable(f"{notebook.name} has changed since the run in {run}: run it again")
     code = [cell for cell in ran if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        raise NotPublishable(f"the notebook in {run} was not executed whole, from top to bottom")
+        raise NotPublishable(
+            f"the notebook in {run} was not executed whole, from top to bottom: give `make {recipe.name}` first"
+        )
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
-        raise NotPublishable(f"the notebook in {run} shows an error")
+        raise NotPublishable(f"the notebook in {run} shows an error: mend it and give `make {recipe.name}` first")
 
 
 def results_table(static: Path) -> str:
@@ -115,7 +121,7 @@ def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
-        raise NotPublishable(f"README.md lacks the marks {start} and {end}")
+        raise NotPublishable(f"README.md lacks the marks {start} and {end}: put them where it shall stand")
     head, rest = text.split(start, 1)
     return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
 
