@@ -41,7 +41,13 @@ def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.S
 
 
 class ResNet(nn.Module):
-    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks``: how many each of the four stages has."""
+    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks``: how many each of the four stages has.
+
+    The last layer reads 512 means, none of them below 0, so one step moves all its logits the same way and
+    far: without a scale the LR finder's loss jumps at 0.069. A quarter of the logits goes up to 1.0 without.
+    """
+
+    LOGIT_SCALE = 0.25
 
     def __init__(self, blocks: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -60,7 +66,7 @@ class ResNet(nn.Module):
         x = self.layer2(x)  # (B, 128, 16, 16)
         x = self.layer3(x)  # (B, 256, 8, 8)
         x = self.layer4(x)  # (B, 512, 4, 4)
-        return self.fc(self.gap(x).flatten(1))  # (B, 10)
+        return self.LOGIT_SCALE * self.fc(self.gap(x).flatten(1))  # (B, 10)
 
 
 def ResNet18() -> ResNet:

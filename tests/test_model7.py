@@ -39,3 +39,18 @@ def test_blocks_add_to_what_they_read(stage, block):
     assert torch.equal(block(x), block.shortcut(x).relu())
     if stage == "layer1":
         assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bears_the_learning_rates_of_its_kind(seed):
+    torch.manual_seed(seed)
+    model, images, labels = ResNet18(), torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    losses = []
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)  # without the scale on the logits up to 10 within six steps
