@@ -42,5 +42,6 @@ $(VENV)/.ready: requirements.txt constraints.txt
 	$(RUN) -m pip install -r requirements.txt -c constraints.txt
 	touch $@
 
+# runs/ stays: it may hold hours of training
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)
