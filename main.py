@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils.errors import DataError, TrainingError, UserError
+from utils.recipes import SESSION7, SESSION8, SESSION9
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
 DESCRIPTION = __doc__
@@ -64,16 +65,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     data = "cifar10 (downloaded), digits, auto, or the path of a folder or an archive of images (default: $DATA, else auto)"
-    for number, text in ((7, "ResNet-18"), (8, "a custom ResNet"), (9, "ULTIMUS")):
+    for recipe, text in ((SESSION7, "ResNet-18"), (SESSION8, "a custom ResNet"), (SESSION9, "ULTIMUS")):
         train = commands.add_parser(
-            f"session{number}",
+            recipe.name,
             help=f"train {text}",
-            description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/session{number}/. "
+            description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
             "A run that was stopped goes on when the same command is given again.",
         )
         train.add_argument("--data", help=data)
-        train.add_argument("--epochs", type=positive, help="default: the assignment's")
-        train.add_argument("--batch-size", type=positive, help="images a step; default: the assignment's 512")
+        train.add_argument("--epochs", type=positive, help=f"default: {recipe.epochs}")
+        train.add_argument("--batch-size", type=positive, help=f"images a step; default: {recipe.batch_size}")
         train.add_argument(
             "--max-lr",
             type=learning_rate,

@@ -32,11 +32,12 @@ def test_flip(images):
 
 def test_cutout(images):
     torch.manual_seed(1)
-    top, left = torch.randint(25, (2, 64))
+    top, left = torch.randint(-4, 28, (2, 64))
     got = CutOut(8, fill=MEAN).apply(images, top, left)
     fill = torch.tensor([125, 123, 114], dtype=torch.uint8)[:, None, None]  # 255 × MEAN, rounded
     for image, cut, i, j in zip(images, got, top.tolist(), left.tolist()):
-        assert torch.equal(cut, TV.erase(image, i, j, 8, 8, fill))
+        inside = max(i, 0), max(j, 0), min(i + 8, 32) - max(i, 0), min(j + 8, 32) - max(j, 0)
+        assert torch.equal(cut, TV.erase(image, *inside, fill))
 
 
 def test_normalize(images):
@@ -58,13 +59,20 @@ def test_each_image_has_its_own_draw_over_the_whole_range():
     flipped = (RandomHorizontalFlip()(images)[:, 0, 0, 0] == 32).float().mean()
     assert 0.45 < flipped < 0.55
     cut = CutOut(8, fill=(0, 0, 0))(images)[:, 0] == 0  # (count, 32, 32)
-    assert (cut.sum(dim=(1, 2)) == 64).all()
-    corner = cut.flatten(1).float().argmax(dim=1)
-    assert (corner // 32).unique().tolist() == (corner % 32).unique().tolist() == list(range(25))
+    ends = [(int(rows[0]), int(rows[-1])) for rows in (square.any(dim=1).nonzero() for square in cut)]
+    assert set(ends) == {(max(centre - 4, 0), min(centre + 3, 31)) for centre in range(32)}
+    assert set(cut.sum(dim=(1, 2)).tolist()) == {high * wide for high in range(4, 9) for wide in range(4, 9)}
+
+
+def test_cutout_hides_no_pixel_more_often_than_one_in_the_middle(images):
+    torch.manual_seed(0)
+    hidden = (CutOut(16, fill=(0, 0, 0))(torch.ones(4000, 1, 32, 32)) == 0).float().mean(dim=(0, 1))  # (32, 32)
+    assert hidden[16, 16] == pytest.approx(1 / 4, abs=0.03)  # (16 of 32 centres)²; 0.87 for squares kept inside
+    assert hidden[0, 0] == pytest.approx((9 / 32) ** 2, abs=0.02)
 
 
 def test_cutout_is_nearly_zero_after_normalize(images):
-    chain = Compose([CutOut(32, fill=MEAN), Normalize(MEAN, STD)])
+    chain = Compose([CutOut(64, fill=MEAN), Normalize(MEAN, STD)])  # wherever its centre lies, it covers all
     assert chain(images).abs().max() < 0.01
 
 
