@@ -17,7 +17,7 @@ import torch
 
 from models.model9 import TransformerModel
 from utils.checkpoint import save_weights
-from utils.data import ImageData, load_data
+from utils.data import ImageData, is_cifar10, load_data
 from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
 from utils.files import replace_file
@@ -125,7 +125,7 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
 
 def write_readme(rows: list[dict]) -> None:
     """The two tables of CIFAR-10 between their marks in the README."""
-    rows = [row for row in rows if row["data"].startswith("CIFAR-10")]
+    rows = [row for row in rows if is_cifar10(row["data"])]
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
         text = fill(text, name, f"\n{table(rows, variants)}\n")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from utils import data as data_module
 from utils import image_folder
-from utils.data import load_data, load_folder
+from utils.data import is_cifar10, load_data, load_folder
 from utils.errors import DataError
 
 SHAPES = {"train": 3, "test": 2}  # images a class
@@ -107,8 +107,8 @@ def test_cifar10_is_recognised_by_classes_and_counts(monkeypatch, tmp_path, suff
         found = image_folder.decode(tmp_path / "copy", listed, lambda name: b"")
         monkeypatch.setattr(data_module, "read_images", lambda path, found=found: found)
         data = load_folder(tmp_path / "copy")
-        assert data.name == wanted and data.is_cifar10 == (listed is names)
-        if data.is_cifar10:
+        assert data.name == wanted and is_cifar10(data.name) == (listed is names)
+        if is_cifar10(data.name):
             assert data.mean == (0.4914, 0.4822, 0.4465) and data.std == (0.2470, 0.2435, 0.2616)
 
 
@@ -237,7 +237,7 @@ def test_unreadable_image(folder):
 
 def test_digits():
     data = load_data("digits")
-    assert data.name == "digits" and not data.is_cifar10
+    assert data.name == "digits" and not is_cifar10(data.name)
     assert data.train_images.shape == (1437, 3, 32, 32) and data.test_images.shape == (360, 3, 32, 32)
     assert data.train_images.dtype == torch.uint8 and data.train_images.max() == 255
     assert torch.bincount(data.test_labels).tolist() == pytest.approx([36] * 10, abs=2)

@@ -36,15 +36,16 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    @property
-    def is_cifar10(self) -> bool:
-        return self.name.startswith("CIFAR-10")
-
     def __str__(self) -> str:
         return (
             f"{self.name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images "
             f"of {len(self.classes)} classes ({', '.join(self.classes)})"
         )
+
+
+def is_cifar10(name: str) -> bool:
+    """Whether the data set of this name is CIFAR-10 or a copy of it: what may be shown and handed in."""
+    return name.startswith("CIFAR-10")
 
 
 def load_data(source: str | Path | None = None) -> ImageData:

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 
 from utils import recipes
+from utils.data import is_cifar10
 from utils.errors import FileError
 from utils.files import replace_file
 from utils.runs import RUNS
@@ -71,7 +72,7 @@ def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
     facts = json.loads((run / "run.json").read_text("utf-8"))
     if facts["smoke"]:
         raise NotPublishable(f"{run} is a smoke run: give `make {recipe.name}` without EVA8_SMOKE first")
-    if not facts["data"].startswith("CIFAR-10"):
+    if not is_cifar10(facts["data"]):
         raise NotPublishable(
             f"{run} was trained on {facts['data']}, not on CIFAR-10: give `make {recipe.name}` with DATA=cifar10 first"
         )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.data import is_cifar10
 from utils.files import replace_file
 from utils.recipes import SESSION8
 
@@ -33,7 +34,7 @@ def repository() -> str:
 def warnings(facts: dict) -> list[str]:
     """Why the run should not be handed in."""
     reasons = ["it is a smoke run"] if facts["smoke"] else []
-    if not facts["data"].startswith("CIFAR-10"):
+    if not is_cifar10(facts["data"]):
         reasons.append(f"it was trained on {facts['data']}, not on CIFAR-10")
     return [f"**Not for handing in: {' and '.join(reasons)}.**"] if reasons else []
 
