@@ -1,13 +1,13 @@
-# `make session9` (or 8) trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
+# `make session9` (or 8, or 7) trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: session8 session9 test check coverage bench publish colab clean
+.PHONY: session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
-session8 session9: $(VENV)/.ready
+session7 session8 session9: $(VENV)/.ready
 	$(RUN) -m utils.execute $(@:session%=%)
 
 test: $(VENV)/.ready

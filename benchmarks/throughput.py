@@ -122,7 +122,7 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
     for kind, precision in zip(KINDS, (torch.float32, HALF.get(fastest_precision(), torch.float32))):
         speed = flops(SESSIONS[number].network) * images / statistics.median(times[kind, "train"])
         cells.append(f"{100 * speed / peak_flops(precision):.0f}%")
-    start = f"{first_batch(number):.1f}" if (ROOT / f"session{number}_assignment.ipynb").exists() else "–"
+    start = f"{first_batch(number):.1f}"
     return [*cells, *(f"{memory:.1f}" for memory in memories), start]
 
 
