@@ -55,7 +55,7 @@ LADDER = {
     "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialisation", COURSE),
     "ours": Variant("+ our augmentation, convolutions decayed: **ours**"),
-    "a8": Variant("+ a = 8: **ours**, in a sixth of the time", a=8),
+    "a8": Variant("+ a = 8: **ours**, in a third of the time", a=8),
     "a8_pytorch": Variant("a = 8 with PyTorch's initialisation", a=8, init="pytorch"),
 }
 MAX_LRS = {f"a8_{lr}": Variant(f"a = 8, max LR {lr}", a=8, max_lr=lr) for lr in (0.001, 0.003, 0.01, 0.02, 0.04, 0.1)}

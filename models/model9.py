@@ -57,7 +57,7 @@ class TransformerModel(nn.Module):
 
     Args:
         a: side of the last feature map. 32 is the assignment's table; 8 pools by 2 after each of the
-            first two convolutions, which costs a sixth of the time and no parameter.
+            first two convolutions, which costs a third of the time and no parameter.
         dropout: probability after each convolution. The default, 0, is what this small network
             wants: it underfits.
         init: ``"near_isometry"`` starts the blocks so that the signal survives all four (see the
