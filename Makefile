@@ -11,7 +11,7 @@ session7 session8 session9: $(VENV)/.ready
 	$(RUN) -m utils.execute $(@:session%=%)
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest --nbval-lax
+	$(RUN) -m pytest --nbval-lax -n auto --dist loadscope --no-loadscope-reorder
 
 # formatter, linter, types
 check: $(VENV)/.ready

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from utils.errors import DataError, TrainingError, UserError
+from utils.errors import DataError, TrainingError, UserError, end_unread
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
@@ -84,6 +84,12 @@ def make_parser() -> argparse.ArgumentParser:
         train.add_argument("--seed", type=seed, default=0, help="another seed, another run (default: 0)")
         train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
         train.add_argument(
+            "--precision",
+            choices=("auto", "float32", "bfloat16"),
+            default="auto",
+            help="auto: the fastest that is safe here; a run that is resumed keeps its own",
+        )
+        train.add_argument(
             "--resume", action="store_true", help="go on with the run that was stopped, or say that there is none"
         )
         train.add_argument(
@@ -110,22 +116,27 @@ def make_parser() -> argparse.ArgumentParser:
 def train(arguments: argparse.Namespace) -> None:
     from utils.data import load_data
     from utils.device import describe, make_accelerator
-    from utils.runs import can_go_on, finish_run, run_folder, run_plan, start_run
+    from utils.pictures import Trained
+    from utils.recipes import short
+    from utils.runs import can_go_on, finish_run, run_plan, start_run
     from utils.schedule import find_lr
     from utils.sessions import SESSIONS, set_up
+    from utils.settings import run_folder, smoke
     from utils.submission import repository, write_submission
-    from utils.training import fit, predict
+    from utils.training import fit, flip_averaged_accuracy, predict
 
     session = SESSIONS[int(arguments.command.removeprefix("session"))]
     folder = run_folder(session.recipe.name)
-    accelerator = make_accelerator(arguments.device == "cpu", tensorboard=folder if arguments.tensorboard else None)
+    tensorboard = folder if arguments.tensorboard else None
+    accelerator = make_accelerator(arguments.device == "cpu", tensorboard, arguments.precision)
     with accelerator.main_process_first():  # that one downloads and decodes
         data = load_data(arguments.data)
-    recipe = session.recipe.for_images(len(data.train_labels))
+    recipe = (short(session.recipe) if smoke() else session.recipe).for_images(len(data.train_labels))
     recipe = recipe.for_epochs(arguments.epochs or recipe.epochs)
     size = arguments.batch_size or recipe.batch_size
     size -= size % accelerator.num_processes  # every process gets as many
-    recipe = replace(recipe, batch_size=max(size, accelerator.num_processes), seed=arguments.seed)
+    size = max(size, accelerator.num_processes)
+    recipe = replace(recipe, batch_size=size, seed=arguments.seed, precision=arguments.precision)
     if arguments.resume and not can_go_on(folder, run_plan(recipe, data, arguments.max_lr)):
         raise TrainingError(
             f"{folder}/ holds no unfinished run of these options: "
@@ -145,38 +156,24 @@ def train(arguments: argparse.Namespace) -> None:
     history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
     if not accelerator.is_main_process:
         return
-    logits, labels = predict(model, loaders[1])
-    for name, figure in draw(data, history, search, logits, labels).items():
+    trained = Trained(model, data, loaders[0], history, search, *predict(model, loaders[1]))
+    for name, draw in session.pictures.items():
+        if name == "lr_finder_plot" and not search:
+            continue
+        figure = draw(trained)
         figure.savefig(folder / f"{name}.png")
         if arguments.tensorboard:
             accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, recipe.epochs)
     accelerator.end_training()
-    facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator)
+    flip_averaged = flip_averaged_accuracy(model, loaders[1]) if session.flip_averaged else None
+    facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator, flip_averaged)
     write_submission(folder, repository())
     print(
         f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}"
     )
-    print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/")
-
-
-def draw(data, history, search, logits, labels) -> dict:
-    """The pictures that every notebook makes of a run, by name."""
-    from utils import plots
-
-    figures = {
-        "loss_and_accuracy_graphs": plots.loss_and_accuracy(history, data.name),
-        "lr_history_plot": plots.lr_history(history, data.name),
-        "misclassified_images": plots.misclassified_images(
-            data.test_images / 255, logits, labels, data.classes, data.name
-        ),
-        "confusion_matrix": plots.confusion_matrix(logits, labels, data.classes, data.name),
-        "accuracy_by_class": plots.accuracy_by_class(logits, labels, data.classes, data.name),
-    }
-    if search:
-        figures["lr_finder_plot"] = plots.lr_finder(
-            search.lrs, search.losses, search.edge, search.suggestion, data.name
-        )
-    return figures
+    if "flip_averaged" in facts:
+        print(f"Flip-averaged: {facts['flip_averaged']:.2f}%")
+    print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/", flush=True)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -215,8 +212,11 @@ def main(words: list[str] | None = None) -> None:
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
     try:
         command(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone is still answered
     except UserError as error:
         sys.exit(f"main.py: {error}")
+    except BrokenPipeError:
+        end_unread()
     except KeyboardInterrupt:
         kept = " Every finished epoch is kept: the same command goes on after the last one." if command is train else ""
         sys.exit(f"\nStopped.{kept}")

@@ -21,12 +21,12 @@ from utils.data import ImageData, is_cifar10, load_data
 from utils.device import describe, make_accelerator
 from utils.errors import TrainingError
 from utils.files import replace_file
-from utils.optimizers import adam
 from utils.publish import fill
 from utils.recipes import SESSION9, Recipe
-from utils.runs import open_folder, run_folder
+from utils.runs import open_folder
 from utils.schedule import find_lr
-from utils.sessions import Session, set_up
+from utils.sessions import SESSIONS, set_up
+from utils.settings import run_folder
 from utils.training import fit
 
 RESULTS = Path(__file__).with_name("seeds.csv")
@@ -65,10 +65,10 @@ VARIANTS = LADDER | MAX_LRS
 def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     """Train one seed of a variant; a run whose loss is lost counts with the accuracy of chance."""
     variant = VARIANTS[name]
-    recipe = replace(variant.recipe.for_images(len(data.train_labels)), seed=seed, epochs=epochs)
+    recipe = replace(variant.recipe.for_images(len(data.train_labels)).for_epochs(epochs), seed=seed)
     accelerator = make_accelerator()
     network = partial(TransformerModel, a=variant.a, init=variant.init)
-    model, optimizer, loaders = set_up(Session(recipe, network, adam), data, accelerator)
+    model, optimizer, loaders = set_up(replace(SESSIONS[9], recipe=recipe, network=network), data, accelerator)
     plan = {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name}
     folder = open_folder(run_folder("seeds") / f"{name}-{seed}", plan)
     max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion

@@ -1,13 +1,29 @@
 """What several tests share."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
-from utils import runs
+from utils import data
+from utils.sessions import SESSIONS
+
+SESSION9 = SESSIONS[9]
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """The folder of a session 9 run that is not a smoke run."""
-    monkeypatch.setattr(runs, "SMOKE", False)
-    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+def full(monkeypatch):
+    """Not smoke mode."""
+    monkeypatch.setenv("EVA8_SMOKE", "0")
+
+
+@pytest.fixture
+def folder(full, monkeypatch, tmp_path):
+    """The folder of a session 9 run that is not a smoke run, though on as few digits, and with three of its pictures:
+    the others take as long to draw as it takes to train."""
+    monkeypatch.setattr(data, "load_digits", partial(data.load_digits, *data.SMOKE_DIGITS))
+    some = ("loss_and_accuracy_graphs", "lr_finder_plot", "confusion_matrix")
+    pictures = {name: SESSION9.pictures[name] for name in some}
+    monkeypatch.setitem(SESSIONS, 9, replace(SESSION9, pictures=pictures))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs/session9"

@@ -5,7 +5,8 @@ import pytest
 import main
 from utils import training
 
-TWO_EPOCHS = ("session9", "--data", "digits", "--epochs", "2")
+# A run of a few seconds; a later "--max-lr", "find" lets the LR finder choose.
+TWO_EPOCHS = ("session9", "--data", "digits", "--epochs", "2", "--max-lr", "0.01")
 
 
 def call(*arguments) -> None:
@@ -20,7 +21,7 @@ def refused(*arguments) -> str:
     return stop.value.code
 
 
-def stop_in_the_second_epoch(monkeypatch) -> None:
+def stop_in_the_second_epoch(monkeypatch, *options) -> None:
     """Two epochs of session 9 on the digits, and Ctrl-C in the second one."""
     real = training.train
 
@@ -32,4 +33,4 @@ def stop_in_the_second_epoch(monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", train)
         kept = "Stopped. Every finished epoch is kept: the same command goes on after the last one."
-        assert refused(*TWO_EPOCHS).strip() == kept
+        assert refused(*TWO_EPOCHS, *options).strip() == kept

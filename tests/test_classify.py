@@ -43,6 +43,14 @@ def test_pictures_of_any_size_and_mode(weights, tmp_path, mode):
     assert len(load_classifier(weights[0])(tmp_path / "wide.png")) == 3
 
 
+def test_16_bits_are_seen_as_8_bits_are(weights, tmp_path):
+    grey = DIGITS.test_images[0, 0].numpy()
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype("uint16") * 257).save(tmp_path / "16.png")
+    classify = load_classifier(weights[0])
+    assert classify(tmp_path / "16.png") == classify(tmp_path / "8.png")
+
+
 def test_what_is_not_an_image_is_named(weights):
     with pytest.raises(DataError, match=r"weights.pt is not an image"):
         load_classifier(weights[0])(weights[0])

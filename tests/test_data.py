@@ -252,7 +252,7 @@ def test_smoke_mode_takes_the_digits_whatever_data_says(monkeypatch):
 
 
 def test_data_names_the_source(monkeypatch, folder):
-    monkeypatch.setattr(data_module, "SMOKE", False)
+    monkeypatch.setenv("EVA8_SMOKE", "0")
     monkeypatch.setenv("DATA", str(folder))
     assert load_data().name == "pets (folder of images)"
 
@@ -263,3 +263,15 @@ def test_a_real_copy():
     assert data.name.startswith("CIFAR-10 (")
     mean, std = data_module.channel_statistics(data.train_images)
     assert mean == pytest.approx(data.mean, abs=2e-3) and std == pytest.approx(data.std, abs=5e-3)
+
+
+def test_address_as_data():
+    with pytest.raises(DataError, match=r"https://host/cifar.zip is an address, which is not read: download it, and"):
+        load_data("https://host/cifar.zip")
+
+
+def test_smoke_mode_reads_a_few_digits(monkeypatch):
+    few = load_data()
+    assert (few.name, len(few.train_labels), len(few.test_labels)) == ("digits", 80, 48)
+    assert set(few.train_labels.tolist()) == set(range(10)) == set(few.test_labels.tolist())
+    assert len(load_data("digits").test_labels) == 360

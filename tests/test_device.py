@@ -98,6 +98,31 @@ print(given_back[-1], kept[-1])
     assert given_back > 100 and kept < given_back / 10
 
 
+def test_the_two_precisions_are_timed_once_and_draw_no_random_numbers(monkeypatch):
+    calls, real = [], torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *a, **o: calls.append(o["enabled"]) or real(*a, **o))
+    before = torch.get_rng_state()
+    speedup = device.bfloat16_speedup(size=1, side=16)
+    assert speedup > 0 and device.bfloat16_speedup(size=1, side=16) == speedup
+    assert calls == 3 * [False, True] and torch.equal(torch.get_rng_state(), before)
+
+
+def test_precision_can_be_forced_and_another_time_be_another():
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        accelerator = make_accelerator(cpu=True, precision=precision)
+        assert device.precision_of(accelerator) == precision and describe(accelerator).endswith(precision)
+    device.use_precision(accelerator, "auto")
+    assert device.precision_of(accelerator) == "bfloat16"
+    make_accelerator(cpu=True)  # what later tests find
+
+
+def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):
+    accelerator = make_accelerator(cpu=True)
+    device.use_precision(accelerator, "float16")
+    assert device.precision_of(accelerator) == "float32" and accelerator.scaler is None
+    assert capsys.readouterr().out == "The run began in float16, which needs a GPU: it is resumed in float32.\n"
+
+
 def test_room_for_lets_other_errors_through():
     with pytest.raises(ZeroDivisionError), device.room_for(1):
         1 / 0  # noqa: B018

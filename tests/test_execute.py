@@ -76,6 +76,22 @@ def test_notebook_that_is_stopped(tmp_path, number, whom):
         os.kill(kernel, 0)
 
 
+def test_output_that_nobody_reads_any_more_ends_the_notebook_quietly(tmp_path):
+    """As in `make session9 | head -1`."""
+    cell = "import time\nfor i in range(600): print(i, flush=True); time.sleep(0.1)"
+    write(tmp_path / "session9_assignment.ipynb", "import os; print('pid', os.getpid(), flush=True)", cell)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    kernel = int(run.stdout.readline().split()[1])
+    run.stdout.close()
+    told = run.stderr.read()
+    assert run.wait() == 1 and told == ""
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
 @pytest.mark.parametrize(
     "module, arguments", [("utils.execute", ["5"]), ("utils.publish", []), ("utils.publish", ["x"])]
 )

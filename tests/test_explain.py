@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from models.model7 import ResNet18
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from utils import plots
+from utils.device import make_accelerator
 from utils.explain import attention_maps, grad_cam, signal_spectra
 
 
@@ -114,7 +114,7 @@ def test_grad_cam_sees_a_model_that_was_trained_in_half_precision():
     torch.manual_seed(0)
     model, images = ResNet18().eval(), torch.randn(2, 3, 32, 32)
     plain = grad_cam(model, "layer3", images, torch.tensor([3, 5]))
-    Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    make_accelerator(cpu=True, precision="bfloat16").prepare(model)
     assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
 
 

@@ -5,6 +5,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -36,6 +37,15 @@ def test_images_of_one_colour(tmp_path, monkeypatch, folder):
     photos = write_images(tmp_path / "black", ["cat", "dog"], pixel=(0, 0, 0))
     with pytest.raises(DataError, match=r"black: all training images are of one colour: give others"):
         load_folder(photos)
+
+
+def test_grey_images_of_16_bits_are_scaled(tmp_path):
+    photos = write_images(tmp_path / "photos", ["cat", "dog"])
+    levels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
+    Image.fromarray(levels).save(photos / "train/cat/1.png")
+    assert Image.open(photos / "train/cat/1.png").mode == "I;16"
+    found = load_folder(photos).train_images[1]
+    assert np.array_equal(found.numpy(), np.broadcast_to(levels // 256, (3, 32, 32)))
 
 
 def test_dangling_link_in_a_folder(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,32 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from models.model7 import ResNet
 from models.model9 import TransformerModel
+from tests.conftest import SESSION9
 from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
-from utils import classify, schedule, training
+from utils import classify, plots, schedule, training
 from utils.checkpoint import save_weights
 from utils.data import load_data
 from utils.files import load_tensors
+from utils.sessions import SESSIONS
 
 ROOT = Path(__file__).parents[1]
 DIGITS = load_data("digits")
 
 
 def test_train_evaluate_classify(folder, monkeypatch, capsys):
-    call(*TWO_EPOCHS, "--seed", 1, "--batch-size", 50)
+    monkeypatch.setitem(SESSIONS, 9, SESSION9)  # with all its pictures
+    call(*TWO_EPOCHS, "--max-lr", "find", "--seed", 1, "--batch-size", 9)
     facts = json.loads((folder / "run.json").read_text())
-    assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 50, 1, "digits")
+    assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 9, 1, "digits")
+    steps = load_tensors(folder / "checkpoint.pt")["history"]["step_lr"]
+    assert (facts["first_lr"], facts["top_epoch"]) == (steps[0], 1) and max(steps) == steps[len(steps) // 2 - 1]
+    assert facts["hardware"].endswith(facts["precision"]) and "flip_averaged" not in facts
     pictures = {path.stem for path in folder.glob("*.png")}
-    assert {
-        "loss_and_accuracy_graphs",
-        "lr_finder_plot",
-        "lr_history_plot",
-        "misclassified_images",
-        "confusion_matrix",
-    } < pictures
+    assert pictures == set(SESSIONS[9].pictures) and {"lr_finder_plot", "signal_rank", "attention_maps"} < pictures
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert last == [f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 360 images, digits",
+    assert last == [f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 48 images, digits",
                     f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"]  # fmt: skip
     assert (folder / "submission.md").read_text().startswith("**Not for handing in: it was trained on digits")
 
@@ -51,6 +53,23 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     Image.new("RGB", (40, 40)).save(folder / "black.png")
     call("classify", folder / "black.png", "--checkpoint", folder / "weights.pt")
     assert capsys.readouterr().out.startswith(f"{folder / 'black.png'}: ")
+
+
+def test_session_7_in_smoke_mode_shows_what_its_notebook_shows(monkeypatch, tmp_path, capsys):
+    """A ResNet of half the depth, two epochs without being asked, on a few digits."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    monkeypatch.setitem(SESSIONS, 7, replace(SESSIONS[7], network=lambda: ResNet((1, 1, 1, 1))))
+    shown, real = [], plots.misclassified_images
+    monkeypatch.setattr(plots, "misclassified_images", lambda *a: shown.append(a[-1]) or real(*a))
+    call("session7", "--max-lr", "0.01")
+    folder = tmp_path / "smoke/session7"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["smoke"] and facts["epochs"] == 2 and facts["test_images"] == 48
+    assert {path.stem for path in folder.glob("*.png")} == set(SESSIONS[7].pictures) - {"lr_finder_plot"}
+    assert shown == [10] and (folder / "grad_cam.png").exists()
+    assert f"Flip-averaged: {facts['flip_averaged']:.2f}%" in capsys.readouterr().out
+    for picture in re.findall(r"!\[.*\]\((.*)\)", (folder / "submission.md").read_text()):
+        assert (folder / picture).exists(), picture
 
 
 def test_a_given_max_lr_is_used(folder, monkeypatch):
@@ -70,7 +89,7 @@ def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
         assert [event.value for event in events.Scalars(tag)] == pytest.approx(
             [float(row[column]) for row in rows], rel=1e-4
         )
-    assert {"loss_and_accuracy_graphs", "confusion_matrix"} < set(events.Tags()["images"])
+    assert {"loss_and_accuracy_graphs", "confusion_matrix"} <= set(events.Tags()["images"])
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
@@ -82,7 +101,9 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "other", [(), ("--seed", "1"), ("--max-lr", "0.01")], ids=["none", "another seed", "another max LR"]
+    "other",
+    [(), ("--seed", "1"), ("--max-lr", "0.02"), ("--precision", "bfloat16")],
+    ids=["none", "another seed", "another max LR", "another precision"],
 )
 def test_nothing_to_resume(folder, monkeypatch, other):
     if other:
@@ -131,19 +152,35 @@ def test_training_starts_without_what_only_others_need():
     assert shown.stdout.strip() == "set()"
 
 
-def test_sigterm_is_answered_like_ctrl_c(tmp_path):
-    command = [sys.executable, "main.py", *TWO_EPOCHS[:-1], "40", "--max-lr", "0.01", "--device", "cpu"]
-    environment = {name: value for name, value in os.environ.items() if name != "EVA8_SMOKE"} | {"RUNS": str(tmp_path)}
-    run = subprocess.Popen(
+def start(tmp_path) -> subprocess.Popen:
+    """Many short epochs of session 9 in a process of their own."""
+    command = [sys.executable, "main.py", "session9", "--epochs", "40", "--max-lr", "0.01", "--device", "cpu"]
+    environment = os.environ | {"RUNS": str(tmp_path)}
+    return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while run.poll() is None and not (tmp_path / "session9/checkpoint.pt").exists():
+
+
+def test_output_that_nobody_reads_any_more_ends_the_run_quietly(tmp_path):
+    """As in `main.py session9 | head -2`."""
+    run = start(tmp_path)
+    while not run.stdout.readline().startswith("Test set"):
+        pass
+    run.stdout.close()
+    told = run.stderr.read()
+    assert run.wait() == 1 and told == ""
+    assert len(load_tensors(tmp_path / "smoke/session9/checkpoint.pt")["history"]["lr"]) >= 1
+
+
+def test_sigterm_is_answered_like_ctrl_c(tmp_path):
+    run = start(tmp_path)
+    while run.poll() is None and not (tmp_path / "smoke/session9/checkpoint.pt").exists():
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=60)
     assert told.strip().endswith("Stopped. Every finished epoch is kept: the same command goes on after the last one.")
     assert run.returncode == 1 and "Traceback" not in told
-    assert len(load_tensors(tmp_path / "session9/checkpoint.pt")["history"]["lr"]) >= 1
+    assert len(load_tensors(tmp_path / "smoke/session9/checkpoint.pt")["history"]["lr"]) >= 1
 
 
 def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
@@ -168,7 +205,7 @@ def test_gpu_out_of_memory(folder, monkeypatch, where):
         monkeypatch.setattr(schedule.LRFinder, "range_test", too_big)
     else:
         monkeypatch.setattr(training, "train", too_big)
-    shown = refused(*TWO_EPOCHS, "--batch-size", "100")
+    shown = refused(*TWO_EPOCHS, "--max-lr", "find" if where == "LR finder" else "0.01", "--batch-size", "100")
     assert "the GPU's memory is too small for batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
 
 

@@ -44,7 +44,8 @@ def test_blocks_add_to_what_they_read(stage, block):
 @pytest.mark.parametrize("seed", range(3))
 def test_bears_the_learning_rates_of_its_kind(seed):
     torch.manual_seed(seed)
-    model, images, labels = ResNet18(), torch.randn(32, 3, 32, 32), torch.arange(32) % 10
+    model = ResNet18().to(memory_format=torch.channels_last)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     losses = []
     for _ in range(4):

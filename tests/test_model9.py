@@ -129,24 +129,24 @@ def test_unknown_initialisation_is_refused():
         TransformerModel(init="xavier")
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_better_than_chance_after_sixty_steps_on_digits(seed):
-    assert accuracy_of_first_steps("near_isometry", seed) > 16  # chance is 10 ± 1
+@pytest.mark.parametrize("a, seed", [*((8, seed) for seed in range(10)), (32, 0)])
+def test_better_than_chance_after_sixty_steps_on_digits(a, seed):
+    assert accuracy_of_first_steps("near_isometry", a, seed) > 16  # chance is 10 ± 1.4
 
 
 def test_pytorchs_initialisation_is_still_at_chance_by_then():
-    assert accuracy_of_first_steps("pytorch", seed=0) < 16
+    assert accuracy_of_first_steps("pytorch", a=32, seed=0) < 16
 
 
-def accuracy_of_first_steps(init: str, seed: int) -> float:
+def accuracy_of_first_steps(init: str, a: int, seed: int) -> float:
     """Training accuracy in percent over steps 41 to 60 on the digits."""
     digits = load_data("digits")
     normalize = Normalize(digits.mean, digits.std)
     torch.manual_seed(seed)
-    model, hits = TransformerModel(init=init), []
+    model, hits = TransformerModel(a, init=init).to(memory_format=torch.channels_last), []
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     for _ in range(60):
-        batch = torch.randint(len(digits.train_labels), (48,))
+        batch = torch.randint(len(digits.train_labels), (24,))
         logits, labels = model(normalize(digits.train_images[batch])), digits.train_labels[batch]
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()

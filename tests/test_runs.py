@@ -13,19 +13,20 @@ from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
 from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
-from utils import runs, training
+from utils import recipes, runs, training
 from utils.data import load_data
-from utils.device import make_accelerator
+from utils.device import make_accelerator, precision_of
+from utils.files import load_tensors
 from utils.loaders import make_loaders
 from utils.recipes import SESSION9
 
 ROOT = Path(__file__).parents[1]
-RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(1437)
+RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 
 
 def run(folder, seed=0):
-    """Four epochs on the digits; the checkpoint that ``folder`` may hold is used."""
-    data, accelerator = load_data("digits"), make_accelerator()
+    """Four epochs on a few digits; the checkpoint that ``folder`` may hold is used."""
+    data, accelerator = load_data(), make_accelerator()
     set_seed(seed)
     loaders = make_loaders(data, RECIPE, accelerator.device)
     model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
@@ -93,7 +94,7 @@ run(Path(sys.argv[1]))
 @pytest.mark.parametrize(
     "patch",
     [
-        # a step of epoch 3: each epoch takes 21 steps and one look at the test set
+        # a step of epoch 3: each epoch takes 20 steps and one look at the test set
         {"module": "training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
         # the third save, of which half a file has come to disk
         {"module": "files", "name": "os.replace", "call": 7, "last_words": "arguments[0].write_bytes(b'half')"},
@@ -111,10 +112,43 @@ def test_sigkill(tmp_path, whole, patch, capsys):
     assert_as_if_never_stopped(tmp_path, whole, capsys)
 
 
+def test_a_resumed_run_keeps_its_precision(tmp_path, capsys):
+    """As one that began on a CPU with bfloat16 and is resumed, by itself, on one where float32 is the faster."""
+    here = precision_of(make_accelerator())
+    other = "float32" if here == "bfloat16" else "bfloat16"
+    data, results = load_data(), []
+    for name, precision, epochs in (("whole", other, 2), ("halves", other, 1), ("halves", "auto", 2)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        recipe = replace(RECIPE, epochs=epochs, precision=precision)
+        set_seed(0)
+        accelerator = make_accelerator()
+        loaders = make_loaders(data, recipe, accelerator.device)
+        model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(model.parameters())
+        with pytest.MonkeyPatch.context() as patch:  # two epochs' schedule, of which the first half is one epoch
+            patch.setattr(
+                training, "one_cycle", lambda optimizer, *_, **__: torch.optim.lr_scheduler.LinearLR(optimizer)
+            )
+            training.fit(model, optimizer, loaders, recipe, 0.01, accelerator, tmp_path / name)
+        assert precision_of(accelerator) == other
+        assert load_tensors(tmp_path / name / "checkpoint.pt")["precision"] == other
+        results.append(model.state_dict())
+    for name, value in results[0].items():
+        assert torch.equal(value, results[2][name]), name
+    assert precision_of(make_accelerator()) == here
+
+
+def test_settings_are_read_when_asked(monkeypatch, tmp_path):
+    """A cell that sets RUNS after the imports is obeyed."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    assert runs.run_folder("session9") == tmp_path / "smoke/session9" and recipes.SMOKE
+    monkeypatch.setenv("EVA8_SMOKE", "0")
+    assert runs.run_folder("session9") == tmp_path / "session9" and not recipes.SMOKE
+
+
 @pytest.fixture
-def in_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SMOKE", False)
-    monkeypatch.setattr(runs, "RUNS", tmp_path)
+def in_runs(full, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS", str(tmp_path))
     return tmp_path / "session9"
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch_lr_finder.lr_finder
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
@@ -26,33 +27,34 @@ def problem():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_finder_puts_everything_back(problem, training, tmp_path):
+def test_finder_puts_everything_back(problem, training, tmp_path, full):
     model, loader = problem
     model.train(training)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
     before, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
-    random_state = torch.get_rng_state()
+    random_state, bar = torch.get_rng_state(), torch_lr_finder.lr_finder.tqdm
     search = find_lr(model, optimizer, loader, make_accelerator(), tmp_path)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is training
+    assert torch_lr_finder.lr_finder.tqdm is bar  # other users of that package find it as it was
     assert optimizer.state_dict() == settings
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path, capsys):
+def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path, capsys, full):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
     shown = capsys.readouterr().out
     assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # the bar alone
     assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
-    assert search.edge <= search.lrs[-1]
+    assert search.edge <= search.lrs[-1] and len(search.lrs) == 100
     assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate
 
 
 @pytest.mark.parametrize("size, share", [(512, 1 / 3), (1024, 1 / 3), (128, 1 / 6), (32, 1 / 12)])
-def test_suggestion_is_a_third_of_the_edge_and_less_for_small_batches(problem, tmp_path, size, share):
+def test_suggestion_is_a_third_of_the_edge_and_less_for_small_batches(problem, tmp_path, size, share, full):
     model, loader = problem
     loader = DataLoader(ConcatDataset([loader.dataset] * 4), size, shuffle=True)
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
@@ -72,7 +74,7 @@ def test_edge_is_where_the_loss_blows_up(losses, edge):
     assert edge_of(list(range(1, 17)), losses) == edge
 
 
-def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path):
+def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path, full):
     model, loader = problem
 
     class Fragile(nn.Module):
@@ -91,11 +93,17 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path):
     assert len(search.losses) < 100 and search.edge == search.lrs[-1]
 
 
-def test_finder_says_that_the_data_are_wrong(tmp_path):
+def test_finder_says_that_the_data_are_wrong(tmp_path, full):
     loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
     model = nn.Linear(3, 2)
     with pytest.raises(TrainingError, match="infinite after 0 of 100 steps: check the images"):
         find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+
+
+def test_finder_takes_twenty_steps_in_smoke_mode(problem, tmp_path):
+    model, loader = problem
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+    assert len(search.lrs) == 20 and search.lrs[-1] == pytest.approx(1)
 
 
 def learning_rates(optimizer, scheduler, steps):
@@ -136,6 +144,7 @@ def test_session_8_ends_where_it_began():
 
 
 def test_damaged_result_of_the_lr_finder(folder, monkeypatch):
-    stop_in_the_second_epoch(monkeypatch)
+    stop_in_the_second_epoch(monkeypatch, "--max-lr", "find")
     (folder / "lr_finder.json").write_text('{"lrs": [')
-    assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in refused(*TWO_EPOCHS)
+    told = refused(*TWO_EPOCHS, "--max-lr", "find")
+    assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in told

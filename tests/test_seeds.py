@@ -37,10 +37,18 @@ def test_runs_are_kept_and_not_repeated(results, monkeypatch, capsys):
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out
 
 
-def test_a_lost_run_counts(results, monkeypatch, capsys):
-    def lost(*_):
-        raise TrainingError("the loss became nan")
+def lost(*_):
+    raise TrainingError("the loss became nan")
 
+
+def test_fewer_epochs_keep_the_shape_of_the_cycle(results, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(seeds, "fit", lambda *arguments: recipes.append(arguments[3]) or lost())
+    call(monkeypatch, "a8_0.04", "--epochs", "4")
+    assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(4, 1)]
+
+
+def test_a_lost_run_counts(results, monkeypatch, capsys):
     monkeypatch.setattr(seeds, "fit", lost)
     call(monkeypatch, "reference", "--seeds", "0", "1")
     assert "| digits | 24 | 2 | 10.00% | 0.00 | 10.00% | 10.00% | 2 | 0.001 |" in capsys.readouterr().out

@@ -16,6 +16,8 @@ FACTS = {
     "parameters": 26064,
     "test_accuracy": 68.957,
     "max_lr": 0.3,
+    "first_lr": 0.003,
+    "top_epoch": 5,
 }
 
 
@@ -47,6 +49,12 @@ def test_the_points_stand_in_the_pages_order(run, session, points):
     for number, point in enumerate(points, start=1):
         before, numbered = numbered.split(point, 1)
         assert f"{number}. " in before
+
+
+def test_learning_rates_are_those_of_the_run(run):
+    """A run of twelve epochs tops earlier than the recipe does."""
+    text = run(session=8, epochs=12, top_epoch=2, first_lr=0.02, max_lr=0.2)
+    assert "LRMIN = 0.0200, LRMAX = 0.2000 at the end of epoch 2." in text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from torch.nn import functional as F
 
 from models.model9 import TransformerModel
-from utils import training
+from utils import device, training
 from utils.checkpoint import load_weights
 from utils.data import load_data
 from utils.device import fastest_precision, make_accelerator
@@ -33,7 +33,7 @@ def run(folder, max_lr=0.003, data=DIGITS, recipe=RECIPE):
     accelerator = make_accelerator()
     set_seed(recipe.seed)
     loaders = make_loaders(data, recipe, accelerator.device)
-    model = TransformerModel().to(accelerator.device, memory_format=torch.channels_last)
+    model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters())
     return model, training.fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder), loaders
 
@@ -77,7 +77,7 @@ def test_history_is_kept_as_csv(finished):
 
 def test_checkpoint_holds_the_final_weights(finished):
     folder, model, _, _ = finished
-    other = TransformerModel()
+    other = TransformerModel(a=8)
     load_weights(folder / "checkpoint.pt", other)
     for name, value in model.state_dict().items():
         assert torch.equal(value.cpu(), other.state_dict()[name])
@@ -138,15 +138,19 @@ def test_small_data_get_twenty_steps_an_epoch():
 
 
 @pytest.mark.parametrize(
-    "gpu, gpu_bf16, cpu_bf16, expected",
+    "gpu, gpu_bf16, cpu_bf16, speedup, expected",
     [
-        (True, True, False, "bf16"),
-        (True, False, True, "fp16"),
-        (False, False, True, "bf16"),
-        (False, False, False, "no"),
+        (True, True, False, None, "bf16"),
+        (True, False, True, None, "fp16"),
+        (False, False, True, 3.7, "bf16"),
+        (False, False, True, 1.1, "no"),  # within the noise
+        (False, False, True, 0.5, "no"),  # an Intel Xeon without AMX
+        (False, False, False, None, "no"),
     ],
 )
-def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, expected):
+def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, speedup, expected):
+    """``speedup`` of bfloat16 is None where it must not even be measured."""
+    monkeypatch.setattr(device, "bfloat16_speedup", lambda: speedup or pytest.fail("measured"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu_bf16)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

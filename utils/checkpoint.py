@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from utils.data import ImageData
+from utils.device import precision_of
 from utils.errors import FileError
 from utils.files import load_tensors, save_tensors
 from utils.history import History
@@ -20,40 +23,68 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler,
+    train_loader: DataLoader,
     accelerator: Accelerator,
     history: History,
 ) -> None:
-    """Save everything that the next epoch depends on, and what was measured so far."""
+    """Save everything that the next epoch depends on, and what was measured so far.
+
+    Every process calls it, because each draws its own augmentation; the first one writes.
+    """
+    random = gather_object([torch.get_rng_state()])  # one a process
+    random_gpu = gather_object([torch.cuda.get_rng_state()] if accelerator.device.type == "cuda" else [])
+    order = shuffling(train_loader)
+    if not accelerator.is_main_process:
+        return
     content = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        "random": torch.get_rng_state(),
-        "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "precision": precision_of(accelerator),
+        "random": random,
+        "random_gpu": random_gpu,
+        "random_order": order.get_state() if order else None,
         "history": asdict(history),
     }
     save_tensors(path, content)
 
 
+def shuffling(train_loader: DataLoader) -> torch.Generator | None:
+    """What several processes draw the common order of the images from; a single one draws it from PyTorch's own."""
+    return getattr(train_loader, "synchronized_generator", None)
+
+
 def resume(
-    path: Path, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler, accelerator: Accelerator
+    path: Path,
+    content: dict,
+    model: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    train_loader: DataLoader,
+    accelerator: Accelerator,
 ) -> History:
     """Put everything back to where ``save_checkpoint`` saw it, on whatever device it is now.
 
+    ``content`` is what ``load_tensors`` read from ``path``. Where the number of processes has changed, the random
+    numbers go on from where this process has seeded them.
+
     Raises:
-        FileError: the file cannot be read, or was saved by a run of another network or optimizer.
+        FileError: it was saved by a run of another network or optimizer.
     """
-    content = load_tensors(path)
+    order, rank = shuffling(train_loader), accelerator.process_index
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scheduler.load_state_dict(content["scheduler"])
         if accelerator.scaler and content["scaler"]:
             accelerator.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["random"])
-        if len(content["random_gpu"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(content["random_gpu"])
+        if len(content["random"]) == accelerator.num_processes:
+            torch.set_rng_state(content["random"][rank])
+            if order and content["random_order"] is not None:
+                order.set_state(content["random_order"])
+            if accelerator.device.type == "cuda" and content["random_gpu"]:
+                torch.cuda.set_rng_state(content["random_gpu"][rank])
         return History(**content["history"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{path} was saved by another run: move it away to train from the start.") from error

@@ -52,6 +52,8 @@ def fetch_cifar10(root: Path) -> None:
                 print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it anew", flush=True)
             download(archive)
         unpack(archive, root)
+    except BrokenPipeError:  # of the bar, not of the folder
+        raise
     except OSError as error:
         raise DataError(
             f"{root} cannot be written ({error.strerror or error}): set DATA_ROOT to a folder with 400 MB free."

@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.errors import DataError, FileError
 from utils.files import load_tensors
-from utils.image_folder import NO_IMAGE, as_tensor
+from utils.image_folder import NO_IMAGE, as_tensor, to_rgb
 from utils.sessions import SESSIONS
 from utils.transforms import Normalize
 
@@ -34,7 +34,7 @@ class Classifier:
         """
         try:
             with Image.open(image) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+                picture = to_rgb(ImageOps.exif_transpose(file))
         except NO_IMAGE as error:
             raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8

@@ -1,6 +1,5 @@
 """Where the images come from: CIFAR-10's own archive, a folder of images, or the embedded digits."""
 
-import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from torch.nn import functional as F
 
 from utils.errors import DataError
 from utils.image_folder import as_tensor, read_images
-from utils.recipes import SMOKE
+from utils.settings import data_root, data_source, smoke
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+SMOKE_DIGITS = 80, 48  # for training and testing, in smoke mode
 FLAT = 1e-6  # a channel of a smaller standard deviation is the same everywhere
 
 
@@ -55,13 +55,15 @@ def load_data(source: str | Path | None = None) -> ImageData:
         source: ``"cifar10"`` (the archive under ``$DATA_ROOT``, default ``data/``, downloaded if
             absent), ``"digits"``, the path of a folder of images or of an archive of one, or
             ``"auto"``: CIFAR-10 if it can be had, else the digits, with a notice. Default: the
-            environment's ``$DATA``, else ``"auto"``; in smoke mode always the digits.
+            environment's ``$DATA``, else ``"auto"``; in smoke mode always a few of the digits.
 
     Raises:
         DataError: in one line, what is wrong with which file and what to do.
     """
     if source is None:
-        source = "digits" if SMOKE else os.environ.get("DATA") or "auto"
+        if smoke():
+            return load_digits(*SMOKE_DIGITS)
+        source = data_source()
     if source == "digits":
         return load_digits()
     if source == "cifar10":
@@ -72,6 +74,8 @@ def load_data(source: str | Path | None = None) -> ImageData:
         except DataError as error:
             print(notice(str(error)), flush=True)
             return load_digits()
+    if "://" in str(source):
+        raise DataError(f"{source} is an address, which is not read: download it, and set DATA to the file's path.")
     return load_folder(Path(source))
 
 
@@ -81,7 +85,7 @@ def load_cifar10() -> ImageData:
 
     from utils.cifar10 import MIRRORS, fetch_cifar10
 
-    root = Path(os.environ.get("DATA_ROOT") or "data")
+    root = data_root()
     try:
         fetch_cifar10(root)
     except DataError as error:
@@ -126,8 +130,8 @@ def load_folder(path: Path) -> ImageData:
     )
 
 
-def load_digits() -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, 8×8 grey → 32×32 RGB, split 80/20 by a fixed seed."""
+def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
+    """scikit-learn's 1,797 handwritten digits or some of them, 8×8 grey → 32×32 RGB, split by a fixed seed."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -136,7 +140,9 @@ def load_digits() -> ImageData:
     grey = F.interpolate(grey, size=(32, 32), mode="bilinear")  # (1797, 1, 32, 32)
     images = grey.round().to(torch.uint8).repeat(1, 3, 1, 1)  # (1797, 3, 32, 32)
     labels = torch.tensor(digits.target)
-    train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    train, test = train_test_split(
+        torch.arange(len(labels)), train_size=train_count, test_size=test_count, random_state=0, stratify=labels
+    )
     mean, std = channel_statistics(images[train])
     classes = tuple(str(name) for name in digits.target_names)
     return ImageData("digits", classes, images[train], labels[train], images[test], labels[test], mean, std)

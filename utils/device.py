@@ -4,40 +4,64 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
+import os
 import platform
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import nn
+from torch.nn import functional as F
 
 from utils.errors import TrainingError
 from utils.recipes import Recipe
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch's names and accelerate's
+WORTH_IT = 1.15  # a speed-up below this is noise
 
 
-def make_accelerator(cpu: bool = False, tensorboard: Path | None = None) -> Accelerator:
-    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU, in the fastest precision that is
-    safe there. ``tensorboard``: the folder whose subfolder of that name TensorBoard will read."""
+def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
+    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU.
+
+    Args:
+        tensorboard: the folder whose subfolder of that name TensorBoard will read.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``, the fastest that is safe; of several
+            processes all take the first one's.
+    """
     # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
     sharing = DataLoaderConfiguration(split_batches=True)
     keep_freed_memory()
-    return Accelerator(
-        mixed_precision=fastest_precision(cpu),
+    PartialState(cpu=cpu)  # knows the other processes
+    AcceleratorState._reset_state()  # an earlier accelerator's precision does not bind this one
+    mixed_precision = PRECISIONS.get(precision) or broadcast_object_list([fastest_precision(cpu)])[0]
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
         cpu=cpu,
         dataloader_config=sharing,
         log_with="tensorboard" if tensorboard else None,
         project_dir=tensorboard,
     )
+    # `accelerate launch --cpu --num_processes 2` wants MPI; without it, it starts one process and tells nobody.
+    if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        print(
+            "accelerate launch started one process: for several on CPUs use `torchrun --nproc-per-node 2 main.py …`.",
+            flush=True,
+        )
+    return accelerator
 
 
 def fastest_precision(cpu: bool = False) -> str:
     """``"bf16"`` where the hardware computes in bfloat16, ``"fp16"`` on older GPUs, else ``"no"``.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16, many times slower than float32.
+    A CPU without AVX512-BF16 or AMX emulates bfloat16, many times slower than float32. With them bfloat16 is
+    the faster one on some (AMD EPYC) and the slower one on others (Intel Xeon without AMX): both are timed.
     """
     if torch.cuda.is_available() and not cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -45,7 +69,47 @@ def fastest_precision(cpu: bool = False) -> str:
         return "no"
     # PyTorch names these two checks privately; an older version may lack them
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, check, lambda: False)() for check in checks) else "no"
+    if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
+        return "no"
+    return "bf16" if bfloat16_speedup() >= WORTH_IT else "no"
+
+
+@cache
+def bfloat16_speedup(size: int = 8, side: int = 768) -> float:
+    """How many times as fast as in float32 a convolution of ``size`` images and a matrix product of this ``side``
+    are in bfloat16 on this CPU, forward and backward. Takes a quarter of a second, once a process."""
+    generator = torch.Generator()  # of its own: the run's draws stay as they are
+    images = torch.rand(size, 64, 32, 32, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+    kernels = torch.rand(64, 64, 3, 3, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
+    a, b = (torch.rand(side, side, generator=generator).requires_grad_() for _ in range(2))
+    seconds = {False: math.inf, True: math.inf}
+    with torch.enable_grad():
+        for half in (False, True, False, True, False, True):  # in turn; the first of each warms up
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = F.conv2d(images, kernels, padding=1).float().mean() + (a @ b).float().mean()
+            loss.backward()
+            seconds[half] = min(seconds[half], time.perf_counter() - start)
+    return seconds[False] / seconds[True]
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """PyTorch's name of the precision that ``accelerator`` computes in."""
+    return next(name for name, value in PRECISIONS.items() if value == accelerator.mixed_precision)
+
+
+def use_precision(accelerator: Accelerator, precision: str) -> None:
+    """Let ``accelerator``, which has prepared nothing yet, compute in ``precision``: a run that is resumed keeps the
+    one that it began in, so that its second half is comparable with its first."""
+    if precision == "float16" and accelerator.device.type == "cpu":
+        accelerator.print("The run began in float16, which needs a GPU: it is resumed in float32.", flush=True)
+        precision = "float32"
+    if precision in ("auto", precision_of(accelerator)):
+        return
+    # accelerate lets the precision be chosen only once a process; these three are all that depends on it.
+    AcceleratorState._shared_state["_mixed_precision"] = PRECISIONS[precision]
+    accelerator.native_amp = precision != "float32"
+    accelerator.scaler = torch.amp.GradScaler(accelerator.device.type) if precision == "float16" else None
 
 
 def keep_freed_memory() -> None:
@@ -95,7 +159,7 @@ def room_for(batch_size: int) -> Iterator[None]:
 
 def describe(accelerator: Accelerator) -> str:
     """Hardware and precision, as logs and pages name them: "AMD EPYC, 2 threads, bfloat16"."""
-    precision = {"bf16": "bfloat16", "fp16": "float16"}.get(accelerator.mixed_precision, "float32")
+    precision = precision_of(accelerator)
     times = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cuda":
         return f"{times}{torch.cuda.get_device_name()}, {precision}"

@@ -14,48 +14,60 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.errors import FileError
+from utils.errors import FileError, end_unread
+from utils.files import replace_file
+from utils.settings import run_folder
 
 
 class EchoingClient(NotebookClient):
-    """Shows on the terminal what the cells print, progress bars included."""
+    """Shows on the terminal what the cells print, progress bars included; ends when nobody reads that any more."""
+
+    unread = False
+    task: asyncio.Task
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
-            print(msg["content"]["text"], end="", flush=True)
+            try:
+                print(msg["content"]["text"], end="", flush=True)
+            except BrokenPipeError:
+                self.unread = True
+                self.task.cancel()  # nbclient itself would wait for the end of the cell
         return super().process_message(msg, cell, cell_index)
 
-
-def stop_on_signals(notebook: nbformat.NotebookNode) -> None:
-    """Ctrl-C, and what a cluster sends, end the run in order; nbclient's own way ends in tracebacks."""
-    task = asyncio.current_task()
-    assert task is not None  # nbclient calls this from the task that runs the notebook
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    def stop_on_signals(self, notebook: nbformat.NotebookNode) -> None:
+        """Ctrl-C, and what a cluster sends, end the run in order; nbclient's own way ends in tracebacks."""
+        task = asyncio.current_task()
+        assert task is not None  # nbclient calls this from the task that runs the notebook
+        self.task = task
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def execute(notebook: Path) -> nbformat.NotebookNode:
     """``notebook``, run with this Python in the current folder, outputs and all."""
     content = nbformat.read(notebook, as_version=4)
     quiet = ["--IPKernelApp.log_level=40"]  # errors only: warnings about its sockets help nobody here
-    EchoingClient(
+    client = EchoingClient(
         content,
         timeout=None,
         kernel_name="python3",
         record_timing=False,
         extra_arguments=quiet,
-        on_notebook_start=stop_on_signals,
         shutdown_kernel="immediate",
-    ).execute()
+    )
+    client.on_notebook_start = client.stop_on_signals
+    try:
+        client.execute()
+    except (DeadKernelError, KeyboardInterrupt):  # what becomes of a cancelled cell
+        if client.unread:
+            raise BrokenPipeError from None
+        raise
     # A progress bar overwrites itself on a terminal; in a saved notebook only its last state is of use.
     return CoalesceStreamsPreprocessor().preprocess(content, {})[0]
 
 
 def keep(content: nbformat.NotebookNode, name: str) -> Path:
     """Write the executed notebook ``name`` to its run's folder, which is answered."""
-    from utils.files import replace_file  # here, because they import torch, and the run would start two seconds later
-    from utils.runs import run_folder
-
     folder = run_folder(name.removesuffix("_assignment.ipynb"))
     replace_file(folder / name, lambda part: nbformat.write(content, part))
     return folder
@@ -68,16 +80,18 @@ def main() -> None:
     notebook = Path(f"{session}_assignment.ipynb")
     try:
         folder = keep(execute(notebook), notebook.name)
+        print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/", flush=True)
     except CellExecutionError as error:
         sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
     except FileError as error:
         sys.exit(f"\n{error}")
+    except BrokenPipeError:
+        end_unread()
     except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
         sys.exit(
             f"\n{notebook} was ended, by you or for want of memory. Every finished epoch is kept: "
             f"`make {session}` goes on after the last one."
         )
-    print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ def read_images(source: Path) -> FolderOfImages:
     except BROKEN as error:
         reason = str(error).splitlines()[0].strip(":")
         raise DataError(f"{source} is cut off or no archive of its kind ({reason}): fetch it anew.") from error
+    except BrokenPipeError:  # of the bar, not of the images
+        raise
     except OSError as error:
         raise DataError(
             f"{source} cannot be read ({error.strerror or error}): check its permissions and disk."
@@ -199,6 +201,13 @@ def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
     return files
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels of 8 bits. Grey of 16 bits is scaled, where Pillow's ``convert`` would clip it to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def decode_image(name: str, content: bytes) -> np.ndarray:
     """One 32×32 image as uint8 ``(32, 32, 3)``; grey and palette images become RGB."""
     try:
@@ -206,6 +215,6 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
             if image.size != (32, 32):
                 width, height = image.size
                 raise DataError(f"{name} is {width}×{height} pixels: resize all images to 32×32 first.")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(to_rgb(image))
     except NO_IMAGE as error:
         raise DataError(f"{name} is no image that can be read: replace or remove it.") from error

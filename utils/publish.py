@@ -16,25 +16,12 @@ from pathlib import Path
 import nbformat
 
 from utils import recipes
-from utils.data import is_cifar10
 from utils.errors import FileError
 from utils.files import replace_file
-from utils.runs import RUNS
+from utils.settings import runs_folder
 
-PICTURES = (
-    "sample_training_images.png",
-    "lr_finder_plot.png",
-    "loss_and_accuracy_graphs.png",
-    "lr_history_plot.png",
-    "misclassified_images.png",
-    "confusion_matrix.png",
-)
 FILES = ("run.json", "history.csv", "training_log.txt")
-OWN = {
-    7: ("accuracy_by_class.png", "grad_cam.png"),
-    8: ("accuracy_by_class.png",),
-    9: ("signal_rank.png", "attention_maps.png", "weights.pt"),
-}
+OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small enough to be shown, and `main.py classify` uses it
 
 
 class NotPublishable(Exception):
@@ -43,14 +30,16 @@ class NotPublishable(Exception):
 
 def files(session: int) -> tuple[str, ...]:
     """What a run of ``session`` hands to the repository, besides its notebook."""
-    return (*FILES, *PICTURES, *OWN[session])
+    from utils.sessions import SESSIONS  # here, because PyTorch takes seconds to import
+
+    return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *OWN[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:
     """Copy ``runs/session<N>/`` under ``root`` over what the repository shows, if it is fit to be shown."""
     recipe = getattr(recipes, f"SESSION{session}")
     notebook = f"{recipe.name}_assignment.ipynb"
-    run = root / RUNS / recipe.name
+    run = root / runs_folder() / recipe.name
     static = root / "static" / recipe.name
     check(run, recipe, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
@@ -66,6 +55,8 @@ def publish(session: int, root: Path = Path()) -> None:
 
 def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
     """NotPublishable if the run is not a whole one on CIFAR-10 of the notebook as it is now."""
+    from utils.data import is_cifar10
+
     missing = [name for name in (*files(recipe.session), notebook.name) if not (run / name).exists()]
     if missing:
         raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")

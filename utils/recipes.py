@@ -1,10 +1,9 @@
 """What each session trains with: one value a session, read by the notebook and by every script."""
 
 import math
-import os
 from dataclasses import dataclass, field, replace
 
-SMOKE = os.environ.get("EVA8_SMOKE") == "1"  # the same path on the digits, two epochs: what tests run
+from utils.settings import smoke
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,9 @@ class Recipe:
     start_div: float = 10.0  # the learning rate starts at max LR / start_div …
     end_div: float = 10_000.0  # … and ends at max LR / end_div
     seed: int = 0
-    compile: bool = field(default=False, repr=False)  # changes how long it takes, not what is learned
+    # What changes how long it takes, not what is learned:
+    compile: bool = field(default=False, repr=False)
+    precision: str = field(default="auto", repr=False)  # "float32", "bfloat16", or the faster of them here
 
     @property
     def name(self) -> str:
@@ -39,6 +40,13 @@ class Recipe:
     def for_epochs(self, epochs: int) -> "Recipe":
         """The recipe over ``epochs`` epochs, the top of its cycle at the same share of them."""
         return replace(self, epochs=epochs, top_epoch=max(1, round(self.top_epoch * epochs / self.epochs)))
+
+
+def __getattr__(name: str) -> bool:
+    """``SMOKE``, as the notebooks import it: read when they do, not when this module is."""
+    if name == "SMOKE":
+        return smoke()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def short(recipe: Recipe) -> Recipe:

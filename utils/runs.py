@@ -1,7 +1,6 @@
 """A run's folder, and the facts of the run that its figures are quoted with."""
 
 import json
-import os
 import shutil
 import statistics
 import time
@@ -15,19 +14,14 @@ from torch import nn
 
 from utils.checkpoint import save_weights
 from utils.data import ImageData
-from utils.device import describe
+from utils.device import describe, precision_of
 from utils.errors import FileError
 from utils.files import replace_file
 from utils.history import History
-from utils.recipes import SMOKE, Recipe
+from utils.recipes import Recipe
+from utils.settings import run_folder, smoke
 
-RUNS = Path(os.environ.get("RUNS", "runs"))
 HELD: dict[Path, FileLock] = {}  # the folders that this process writes to, until it ends
-
-
-def run_folder(name: str) -> Path:
-    """Where the run of ``"session<N>"`` goes: a smoke run never where a real one lies."""
-    return RUNS / "smoke" / name if SMOKE else RUNS / name
 
 
 def run_plan(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> dict:
@@ -71,11 +65,11 @@ def open_folder(folder: Path, plan: dict) -> Path:
     """
     try:
         hold(folder)
-        if can_go_on(folder, plan) and not SMOKE:
+        if can_go_on(folder, plan) and not smoke():
             for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
                 half.unlink()
             return folder
-        if SMOKE:
+        if smoke():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists() and any(folder.iterdir()):
             stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
@@ -110,9 +104,11 @@ def finish_run(
         "data": data.name,
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
-        "smoke": SMOKE,
+        "smoke": smoke(),
         "epochs": len(history.lr),
+        "top_epoch": recipe.top_epoch,
         "batch_size": recipe.batch_size,
+        "first_lr": history.step_lr[0],
         "max_lr": max_lr,
         "seed": recipe.seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -121,6 +117,7 @@ def finish_run(
         **({} if flip_averaged is None else {"flip_averaged": round(flip_averaged, 2)}),
         "seconds_per_epoch": round(statistics.median(history.seconds), 2),
         "hardware": describe(accelerator),
+        "precision": precision_of(accelerator),
         "torch": torch.__version__,
     }
     replace_file(folder / "run.json", lambda part: part.write_text(json.dumps(facts, indent=2) + "\n", "utf-8"))

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,9 @@ from utils.errors import FileError, TrainingError
 from utils.files import replace_file
 from utils.progress import progress
 from utils.recipes import Recipe
+from utils.settings import smoke
+
+STEPS, SMOKE_STEPS = 100, 20  # of the range test
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class LRSearch:
 def find_lr(
     model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, folder: Path
 ) -> LRSearch:
-    """Raise the learning rate from 1e-5 to 1 over 100 training batches and see where the loss blows up.
+    """Raise the learning rate from 1e-5 to 1 over 100 training batches (in smoke mode 20) and see where the loss
+    blows up.
 
     The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a third of
     the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
@@ -60,7 +65,7 @@ def find_lr(
             return LRSearch(**json.loads(kept.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise FileError(f"{kept} cannot be read: remove it, and the LR finder runs again.") from error
-    device, was_training = accelerator.device, model.training
+    device, was_training, steps = accelerator.device, model.training, SMOKE_STEPS if smoke() else STEPS
     dtype = HALF.get(accelerator.mixed_precision)
     finder = LRFinder(
         model,
@@ -71,21 +76,19 @@ def find_lr(
         amp_config={"device_type": device.type, "dtype": dtype, "enabled": dtype is not None},
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
-    # Its own bar would be a widget, which a saved notebook shows empty.
-    torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
     gpus = [device] if device.type == "cuda" else []
     size = train_loader.batch_size or 1
-    with room_for(size), torch.random.fork_rng(devices=gpus), contextlib.redirect_stdout(io.StringIO()):  # it chats
+    with room_for(size), torch.random.fork_rng(devices=gpus), our_bar():
         try:
-            finder.range_test(train_loader, start_lr=1e-5, end_lr=1, num_iter=100, smooth_f=0.2)
+            finder.range_test(train_loader, start_lr=1e-5, end_lr=1, num_iter=steps, smooth_f=0.2)
         finally:
             finder.reset()
             model.train(was_training)
     lrs, losses = finder.history["lr"], finder.history["loss"]
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
-    if finite < 20:
+    if finite < max(10, steps // 5):
         raise TrainingError(
-            f"LR finder: the loss was infinite after {finite} of 100 steps: check the images for wrong values."
+            f"LR finder: the loss was infinite after {finite} of {steps} steps: check the images for wrong values."
         )
     lrs, losses = lrs[:finite], losses[:finite]
     edge = edge_of(lrs, losses)
@@ -93,6 +96,19 @@ def find_lr(
     search = LRSearch(lrs, losses, edge, edge / 3 * noise)
     replace_file(kept, lambda part: part.write_text(json.dumps(asdict(search)), "utf-8"))
     return search
+
+
+@contextlib.contextmanager
+def our_bar() -> Iterator[None]:
+    """Within it torch-lr-finder shows our bar, for its own is a widget, which a saved notebook shows empty, and
+    keeps silent otherwise."""
+    theirs = torch_lr_finder.lr_finder.tqdm
+    torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        torch_lr_finder.lr_finder.tqdm = theirs
 
 
 def edge_of(lrs: list[float], losses: list[float]) -> float:

@@ -16,22 +16,43 @@ from models.model9 import TransformerModel
 from utils.data import ImageData
 from utils.loaders import make_loaders
 from utils.optimizers import adam, sgd
+from utils.pictures import Picture, accuracy_by_class, attention_maps, common, grad_cam, signal_rank
 from utils.recipes import SESSION7, SESSION8, SESSION9, Recipe
 
 
 @dataclass(frozen=True)
 class Session:
-    """What makes a session: its numbers, its network, its optimizer."""
+    """What makes a session: its numbers, its network, its optimizer, its pictures by name."""
 
     recipe: Recipe
     network: Callable[[], nn.Module]
     optimizer: Callable[[nn.Module, Recipe], Optimizer]
+    pictures: dict[str, Picture]
+    flip_averaged: bool  # whether the accuracy of that trick is reported as well, apart
 
 
 SESSIONS = {
-    7: Session(SESSION7, ResNet18, sgd),
-    8: Session(SESSION8, CustomResNet, sgd),
-    9: Session(SESSION9, TransformerModel, adam),
+    7: Session(
+        SESSION7,
+        ResNet18,
+        sgd,
+        common(misclassified=10) | {"accuracy_by_class": accuracy_by_class, "grad_cam": grad_cam},
+        flip_averaged=True,
+    ),
+    8: Session(
+        SESSION8,
+        CustomResNet,
+        sgd,
+        common(misclassified=20) | {"accuracy_by_class": accuracy_by_class},
+        flip_averaged=True,
+    ),
+    9: Session(
+        SESSION9,
+        TransformerModel,
+        adam,
+        common(misclassified=20) | {"signal_rank": signal_rank, "attention_maps": attention_maps},
+        flip_averaged=False,
+    ),
 }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from utils.data import is_cifar10
 from utils.files import replace_file
-from utils.recipes import SESSION8
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,9 +59,9 @@ def accuracy(facts: dict) -> str:
 
 
 def learning_rates(facts: dict) -> str:
-    low = facts["max_lr"] / SESSION8.start_div
     return (
-        f"One-cycle policy: LRMIN = {low:.4f}, LRMAX = {facts['max_lr']:.4f} at the end of epoch {SESSION8.top_epoch}."
+        f"One-cycle policy: LRMIN = {facts['first_lr']:.4f}, LRMAX = {facts['max_lr']:.4f} "
+        f"at the end of epoch {facts['top_epoch']}."
     )
 
 

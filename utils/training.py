@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.checkpoint import resume, save_checkpoint
-from utils.device import compile_where_it_pays, room_for
+from utils.device import compile_where_it_pays, room_for, use_precision
 from utils.errors import TrainingError
-from utils.files import replace_file
+from utils.files import load_tensors, replace_file
 from utils.history import History
 from utils.progress import progress
 from utils.recipes import Recipe
@@ -113,6 +113,14 @@ def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tupl
     return loss, accuracy, f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{count} ({accuracy:.2f}%)"
 
 
+def flip_averaged_accuracy(model: nn.Module, loader: DataLoader) -> float:
+    """Accuracy in percent of the answers to each image and its mirror image, averaged: a trick at test time."""
+    logits, labels = predict(model, loader)
+    mirrored, _ = predict(model, loader, mirrored=True)
+    averaged = (logits.softmax(dim=1) + mirrored.softmax(dim=1)).argmax(dim=1)
+    return 100 * (averaged == labels).float().mean().item()
+
+
 def fit(
     model: nn.Module,
     optimizer: Optimizer,
@@ -132,13 +140,16 @@ def fit(
         TrainingError: the loss is no longer finite, or a GPU's memory too small; finished epochs are in ``folder``.
         FileError: ``folder`` cannot be written, or its checkpoint is damaged or of another run.
     """
+    checkpoint = folder / "checkpoint.pt"
+    saved = load_tensors(checkpoint) if checkpoint.exists() else None
+    use_precision(accelerator, saved.get("precision", "auto") if saved else recipe.precision)
     scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
     prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
     if recipe.compile:
         compile_where_it_pays(prepared, accelerator, steps=recipe.epochs * len(train_loader))
-    history, checkpoint = History(), folder / "checkpoint.pt"
-    if checkpoint.exists():
-        history = resume(checkpoint, model, optimizer, scheduler, accelerator)
+    history = History()
+    if saved is not None:
+        history = resume(checkpoint, saved, model, optimizer, scheduler, train_loader, accelerator)
         accelerator.print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
@@ -159,8 +170,8 @@ def fit(
         history.log += [train_line, test_line]
         measured = {"lr": lrs[-1], "train/loss": train_loss, "train/accuracy": train_accuracy}
         accelerator.log(measured | {"test/loss": test_loss, "test/accuracy": test_accuracy}, step=epoch)
+        save_checkpoint(checkpoint, model, optimizer, scheduler, train_loader, accelerator, history)
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, model, optimizer, scheduler, accelerator, history)
             replace_file(folder / "training_log.txt", history.write_log)
             replace_file(folder / "history.csv", history.write_csv)
     return history
