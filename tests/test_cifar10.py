@@ -2,16 +2,20 @@
 
 import hashlib
 import http.server
+import itertools
 import pickle
+import shutil
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from utils import cifar10, data
+from utils import cifar10, data, image_folder
 from utils.errors import DataError
 
 
@@ -37,14 +41,30 @@ def archive(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5((folder / "batches.meta").read_bytes())})
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
-    monkeypatch.setattr(cifar10, "SIZE", len(content))
     monkeypatch.setattr(cifar10, "TIMEOUT_S", 0.5)
     monkeypatch.setattr(cifar10, "WINDOW_S", 0.5)
     return content
 
 
 @pytest.fixture
-def mirrors(archive, monkeypatch):
+def png_archives(tmp_path, monkeypatch):
+    """Three archives of PNG files: what stands for CIFAR-10 in these tests, the same images but one, and half of one."""
+    contents = {}
+    for kind in ("pngs", "pngs-altered"):
+        for split, name in itertools.product(("train", "test"), data.CIFAR10_CLASSES):
+            folder = tmp_path / kind / "CIFAR-10-dataset-a828d74" / split / name
+            folder.mkdir(parents=True)
+            pixels = np.random.default_rng(len(contents) if (split, name) == ("test", "truck") else 7)
+            Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
+        packed = shutil.make_archive(str(tmp_path / kind), "gztar", tmp_path / kind)
+        contents[kind] = Path(packed).read_bytes()
+        if kind == "pngs":
+            monkeypatch.setattr(image_folder, "CIFAR10_DIGESTS", image_folder.read_images(Path(packed)).digests)
+    return contents | {"pngs-half": contents["pngs"][:-200]}
+
+
+@pytest.fixture
+def mirrors(archive, png_archives, monkeypatch):
     """A server whose paths are mirrors: good, missing, wrong, half, stalls, crawls; and one that is closed."""
     asked, leave = [], threading.Event()
 
@@ -55,6 +75,9 @@ def mirrors(archive, monkeypatch):
             if kind == "missing":
                 return self.send_error(404)
             self.send_response(200)
+            if kind.startswith("pngs"):  # as GitHub sends them: wrapped in one folder, of a length not told
+                self.end_headers()
+                return self.wfile.write(png_archives[kind])
             self.send_header("Content-Length", str(len(archive)))
             self.end_headers()
             try:
@@ -82,10 +105,11 @@ def mirrors(archive, monkeypatch):
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def use(*kinds):
+    def use(*kinds, pngs="missing"):
         base = f"http://127.0.0.1:{server.server_port}"
         urls = ["http://127.0.0.1:1/closed" if kind == "closed" else f"{base}/{kind}" for kind in kinds]
         monkeypatch.setattr(cifar10, "MIRRORS", tuple(urls))
+        monkeypatch.setattr(cifar10, "PNG_MIRROR", f"{base}/{pngs}")
         return asked
 
     yield use
@@ -207,3 +231,23 @@ def test_full_or_read_only_disk(root, mirrors, monkeypatch, where):
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): set DATA_ROOT"):
         data.load_data("cifar10")
     assert left_over(root) == ([] if where == "download" else ["cifar-10-python.tar.gz"])
+
+
+def test_png_files_where_no_mirror_serves_the_archive(root, mirrors, capsys):
+    asked = mirrors("missing", "closed", pngs="pngs")
+    images = data.load_data("cifar10")
+    assert (images.name, len(images.train_labels), images.mean) == ("CIFAR-10", 10, data.CIFAR10_MEAN)
+    assert asked == ["missing", "pngs"]
+    assert left_over(root) == ["CIFAR-10-dataset.tar.gz", "CIFAR-10-dataset.tar.gz.cache.pt"]
+    assert torch.equal(data.load_data("cifar10").train_images, images.train_images)
+    assert asked == ["missing", "pngs"]  # a second time nobody is asked
+
+
+@pytest.mark.parametrize("kind, reason", [("pngs-altered", "its images are others"), ("pngs-half", "cut off")])
+def test_png_files_that_are_not_cifar10_are_not_kept(root, mirrors, capsys, kind, reason):
+    mirrors("closed", pngs=kind)
+    with pytest.raises(DataError, match="CIFAR-10 could not be had: no mirror served it"):
+        data.load_data("cifar10")
+    told = capsys.readouterr().out
+    assert "CIFAR-10-dataset.tar.gz is not CIFAR-10, and was removed: " in told and reason in told
+    assert left_over(root) == []

