@@ -149,6 +149,8 @@ def train(arguments: argparse.Namespace) -> None:
     with accelerator.main_process_first():  # that one searches, the others read what it found
         search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
     max_lr = search.suggestion if search else arguments.max_lr
+    if search:
+        accelerator.print(search)
     accelerator.print(
         f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}",
         flush=True,

@@ -1,6 +1,7 @@
 """The LR finder leaves no trace; the one-cycle policy starts, tops and ends where it should."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,13 +44,16 @@ def test_finder_puts_everything_back(problem, training, tmp_path, full):
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_tries_rates_from_1e_minus_5_to_1(problem, tmp_path, capsys, full):
+def test_finder_tries_rates_from_1e_minus_5_upwards(problem, tmp_path, capsys, full):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
     shown = capsys.readouterr().out
     assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # the bar alone
-    assert search.lrs[0] == pytest.approx(1e-5) and search.lrs[-1] == pytest.approx(1)
-    assert search.edge <= search.lrs[-1] and len(search.lrs) == 100
+    assert search.lrs[0] == pytest.approx(1e-5) and 20 * math.log10(search.lrs[99] / search.lrs[0]) == pytest.approx(
+        99, 0.02
+    )
+    assert search.rises and search.edge <= search.lrs[-1] <= 10 and len(search.lrs) <= 120
+    assert str(search).startswith(f"The loss rises again at LR {search.edge:.4f}: suggested max LR ")
     assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate
 
 
@@ -90,20 +94,30 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path, full
     fragile = Fragile()
     search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator(), tmp_path)
     assert torch.tensor(search.losses).isfinite().all()
-    assert len(search.losses) < 100 and search.edge == search.lrs[-1]
+    assert len(search.losses) < 100 and search.edge == search.lrs[-1] and search.rises
 
 
 def test_finder_says_that_the_data_are_wrong(tmp_path, full):
     loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
     model = nn.Linear(3, 2)
-    with pytest.raises(TrainingError, match="infinite after 0 of 100 steps: check the images"):
+    with pytest.raises(TrainingError, match="infinite after 0 of 120 steps: check the images"):
         find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
 
 
-def test_finder_takes_twenty_steps_in_smoke_mode(problem, tmp_path):
+def test_finder_takes_a_fifth_of_the_steps_in_smoke_mode(problem, tmp_path):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
-    assert len(search.lrs) == 20 and search.lrs[-1] == pytest.approx(1)
+    assert len(search.lrs) <= 24 and search.lrs[1] / search.lrs[0] == pytest.approx(10 ** (6 / 23))
+
+
+def test_a_search_that_ends_before_the_loss_rises_says_so(tmp_path, full):
+    """A network that no learning rate moves."""
+    images, labels = torch.randn(100, 3), torch.arange(100) % 3
+    model = nn.Sequential(nn.Linear(3, 3), nn.Hardtanh(-1e-3, 1e-3))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=50)
+    search = find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, make_accelerator(), tmp_path)
+    assert not search.rises and search.edge == search.lrs[-1] == pytest.approx(10)
+    assert str(search).startswith("The loss does not rise again: the search ended at LR 10.0000: suggested max LR ")
 
 
 def learning_rates(optimizer, scheduler, steps):

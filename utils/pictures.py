@@ -53,7 +53,7 @@ def sample_training_images(run: Trained) -> Figure:
 def lr_finder_plot(run: Trained) -> Figure:
     assert run.search is not None
     search = run.search
-    return plots.lr_finder(search.lrs, search.losses, search.edge, search.suggestion, run.data.name)
+    return plots.lr_finder(search.lrs, search.losses, search.edge, search.suggestion, run.data.name, search.rises)
 
 
 def loss_and_accuracy_graphs(run: Trained) -> Figure:

@@ -104,11 +104,16 @@ def loss_and_accuracy(history: History, data_name: str) -> Figure:
     return fig
 
 
-def lr_finder(lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str) -> Figure:
-    """The loss of the range test over the learning rate, where it blows up, and the rate that this suggests."""
+def lr_finder(
+    lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str, rises: bool = True
+) -> Figure:
+    """The loss of the range test over the learning rate, where it rises again or the search ended, and the rate that
+    this suggests."""
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    ax.axvline(edge, color="gray", linestyle=":", label=f"the loss blows up: {edge:.4f}")
+    ax.axvline(
+        edge, color="gray", linestyle=":", label=f"{'rises again at' if rises else 'the search ended at'} {edge:.4f}"
+    )
     share = "a third" if math.isclose(edge, 3 * suggestion) else f"1/{edge / suggestion:.0f}"
     ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, {share} of it")
     # What follows divergence would press the interesting part flat.

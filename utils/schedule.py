@@ -26,31 +26,36 @@ from utils.progress import progress
 from utils.recipes import Recipe
 from utils.settings import smoke
 
-STEPS, SMOKE_STEPS = 100, 20  # of the range test
+STEPS, SMOKE_STEPS = 120, 24  # of the range test: 20 for every factor of ten, in smoke mode 4
 
 
 @dataclass(frozen=True)
 class LRSearch:
-    """What the range test saw: the smoothed loss at each learning rate, where it blew up, what that suggests."""
+    """What the range test saw: the smoothed loss at each learning rate, the ``edge`` where it rises again, or, if it
+    does not, where the search ended, and what that suggests."""
 
     lrs: list[float]
     losses: list[float]
     edge: float
+    rises: bool
     suggestion: float
+
+    def __str__(self) -> str:
+        what = "The loss rises again at" if self.rises else "The loss does not rise again: the search ended at"
+        return f"{what} LR {self.edge:.4f}: suggested max LR {self.suggestion:.4f}"
 
 
 def find_lr(
     model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, folder: Path
 ) -> LRSearch:
-    """Raise the learning rate from 1e-5 to 1 over 100 training batches (in smoke mode 20) and see where the loss
-    blows up.
+    """Raise the learning rate from 1e-5 to 10 over 120 training batches and see where the loss rises again.
 
     The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a third of
     the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
     (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at first
     it was found anywhere from 3e-5 to 0.06.) Below 512 images a batch it falls with the root of their
-    number: the noise of small batches, which throws a whole run off its course, does not show in 100
-    steps. Everything is put back afterwards: weights, optimizer, random state, train or eval mode. The
+    number: the noise of small batches, which throws a whole run off its course, does not show in so
+    few steps. Everything is put back afterwards: weights, optimizer, random state, train or eval mode. The
     result is kept in ``folder``: a run that goes on there keeps its learning rate.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
@@ -80,7 +85,7 @@ def find_lr(
     size = train_loader.batch_size or 1
     with room_for(size), torch.random.fork_rng(devices=gpus), our_bar():
         try:
-            finder.range_test(train_loader, start_lr=1e-5, end_lr=1, num_iter=steps, smooth_f=0.2)
+            finder.range_test(train_loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
         finally:
             finder.reset()
             model.train(was_training)
@@ -92,8 +97,9 @@ def find_lr(
         )
     lrs, losses = lrs[:finite], losses[:finite]
     edge = edge_of(lrs, losses)
+    rises = edge < lrs[-1] or len(lrs) < steps  # a search is broken off where the loss has risen fivefold
     noise = min(1.0, math.sqrt(size / 512))
-    search = LRSearch(lrs, losses, edge, edge / 3 * noise)
+    search = LRSearch(lrs, losses, edge, rises, edge / 3 * noise)
     replace_file(kept, lambda part: part.write_text(json.dumps(asdict(search)), "utf-8"))
     return search
 

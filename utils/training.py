@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import resume, save_checkpoint
 from utils.device import compile_where_it_pays, room_for, use_precision
@@ -104,6 +105,20 @@ def predict(
     return torch.cat(logits), torch.cat(labels)
 
 
+def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, device: torch.device) -> None:
+    """Take BatchNorm's statistics anew from a tenth of the training images, as training sees them.
+
+    Its running averages lag behind weights that move fast: at the top of the cycle they misjudge a network by up to
+    20 points. Training itself, which uses each batch's own statistics, goes on as if this had not been: no weight
+    is touched and no random number drawn. Costs 3% of an epoch.
+    """
+    gpus = [device] if device.type == "cuda" else []
+    # Eagerly, because a compiled model would be compiled once more for a pass without gradients.
+    with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
+        some = torch.randperm(len(train_set))[: max(batch_size, len(train_set) // 10)]  # type: ignore[arg-type]
+        update_bn((train_set.__getitems__(part.tolist()) for part in some.split(batch_size)), model)  # type: ignore
+
+
 def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[float, float, str]:
     """Mean loss over the test images, accuracy in percent, and the line that says so."""
     logits, labels = predict(model, loader, accelerator=accelerator)
@@ -157,6 +172,7 @@ def fit(
             train_loss, train_accuracy, lrs, train_line = train(
                 prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
             )
+            refresh_batchnorm(prepared, train_loader.dataset, loaders[0].batch_size or 1, accelerator.device)
             test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
