@@ -117,21 +117,41 @@ def test_gradients_reach_the_first_convolution():
     torch.manual_seed(0)
     images, labels = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
     norms = {}
-    for init in ("near_isometry", "pytorch"):
+    for init in ("ours", "pytorch"):
         model = TransformerModel(init=init)
         F.cross_entropy(model(images), labels).backward()
         norms[init] = model.conv_block[0].weight.grad.norm().item()
-    assert norms["near_isometry"] > 100 * norms["pytorch"]
+    assert norms["ours"] > 100 * norms["pytorch"]
+
+
+def test_first_convolution_starts_from_orthogonal_filters_of_either_sign():
+    weight = TransformerModel().conv_block[0].weight.detach().flatten(1)  # (16, 27)
+    torch.testing.assert_close(weight[:8] @ weight[:8].T, 0.09 * torch.eye(8))
+    assert torch.equal(weight[8:], -weight[:8])
+
+
+def test_cosine_filters_are_the_strongest_principal_components_of_smooth_images():
+    """Of grey noise that is blurred, as images are: its patches vary most along brightness, slopes, diagonal."""
+    torch.manual_seed(0)
+    blur = torch.tensor([1.0, 4, 6, 4, 1])
+    kernel = (blur[:, None] * blur)[None, None] / 256
+    images = F.conv2d(F.conv2d(torch.randn(64, 1, 32, 32), kernel), kernel)
+    patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 9)  # (N, 9)
+    strongest = torch.linalg.eigh(patches.T @ patches).eigenvectors.flip(1).T[:4]
+    grey = TransformerModel().conv_block[0].weight.detach()[[0, 2, 3, 5]].sum(dim=1).flatten(1)  # (4, 9)
+    found = (F.normalize(grey) @ strongest.T).square()
+    assert found[0, 0] > 0.99 and found[3, 3] > 0.9  # brightness, diagonal
+    assert found[1:3, 1:3].sum() > 1.9  # the slopes, in whatever order
 
 
 def test_unknown_initialisation_is_refused():
-    with pytest.raises(ValueError, match=r"init is 'xavier'.*\"near_isometry\" or \"pytorch\""):
+    with pytest.raises(ValueError, match=r"init is 'xavier'.*\"ours\", \"near_isometry\" or \"pytorch\""):
         TransformerModel(init="xavier")
 
 
 @pytest.mark.parametrize("a, seed", [*((8, seed) for seed in range(10)), (32, 0)])
 def test_better_than_chance_after_sixty_steps_on_digits(a, seed):
-    assert accuracy_of_first_steps("near_isometry", a, seed) > 16  # chance is 10 ± 1.4
+    assert accuracy_of_first_steps("ours", a, seed) > 16  # chance is 10 ± 1.4
 
 
 def test_pytorchs_initialisation_is_still_at_chance_by_then():
