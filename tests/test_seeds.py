@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 
 from benchmarks import seeds
 from utils.errors import TrainingError
@@ -48,6 +49,15 @@ def test_fewer_epochs_keep_the_shape_of_the_cycle(results, monkeypatch):
     assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(4, 1)]
 
 
+def test_recipes_are_chosen_on_held_out_training_images():
+    data = seeds.load_data("digits")
+    split = seeds.hold_out(data, 200)
+    assert split.name == "digits, validation split" and len(split.train_labels) == 1237
+    assert torch.equal(seeds.hold_out(data, 200).test_images, split.test_images)
+    rows = torch.cat([split.train_images, split.test_images]).flatten(1)
+    assert torch.equal(rows.unique(dim=0), data.train_images.flatten(1).unique(dim=0))  # none twice, no test image
+
+
 def test_a_lost_run_counts(results, monkeypatch, capsys):
     monkeypatch.setattr(seeds, "fit", lost)
     call(monkeypatch, "reference", "--seeds", "0", "1")
@@ -56,12 +66,13 @@ def test_a_lost_run_counts(results, monkeypatch, capsys):
 
 def test_variants_differ_from_the_recipe_only_where_they_say():
     ours = seeds.VARIANTS["ours"]
-    assert ours.recipe is seeds.SESSION9 and ours.init == "near_isometry" and ours.max_lr is None
+    assert ours.recipe is seeds.SESSION9 and ours.init == "ours" and ours.max_lr is None
     pytorch = {name for name, variant in seeds.VARIANTS.items() if variant.init == "pytorch"}
     assert pytorch == {"reference", "lr", "a8_pytorch"}
     for name, variant in seeds.VARIANTS.items():
         assert (variant.a == 8) == name.startswith("a8"), name
-        assert (variant.recipe is seeds.SESSION9) == (name not in ("reference", "lr", "init")), name
+        assert (variant.recipe is seeds.SESSION9) == (name in ("ours", "a8", "a8_0.04")), name
+        assert (variant.recipe is seeds.SESSION9) == (variant.init == "ours"), name
 
 
 def test_readme_shows_the_committed_results():
@@ -74,9 +85,9 @@ def test_readme_shows_the_committed_results():
 def test_table_follows_the_variants_and_leaves_others_out():
     row = {"data": "CIFAR-10", "epochs": "24", "max_lr": "0.02"}
     rows = [row | {"variant": name, "test_accuracy": accuracy} for name, accuracy in
-            [("a8", "75"), ("reference", "10"), ("a8_0.04", "74"), ("a8", "76")]]  # fmt: skip
+            [("a8", "75"), ("reference", "10"), ("a8_large_0.04", "74"), ("a8", "76")]]  # fmt: skip
     lines = seeds.table(rows, seeds.LADDER).splitlines()[2:]
     assert [line.split(" | ")[3:8] for line in lines] == [
         ["1", "10.00%", "–", "10.00%", "10.00%"], ["2", "75.50%", "0.71", "75.00%", "76.00%"]
     ]  # fmt: skip
-    assert "a = 8, max LR 0.04" in seeds.table(rows, seeds.MAX_LRS).splitlines()[2]
+    assert "a = 8, batches of 512, max LR 0.04" in seeds.table(rows, seeds.MAX_LRS).splitlines()[2]

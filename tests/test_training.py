@@ -134,7 +134,7 @@ def test_loss_that_is_lost_stops_the_run_by_name(tmp_path, monkeypatch):
 
 
 def test_small_data_get_twenty_steps_an_epoch():
-    assert SESSION9.for_images(50_000).batch_size == 512
+    assert SESSION9.for_images(50_000).batch_size == 128
     assert SESSION9.for_images(1437).batch_size == 71
     assert SESSION9.for_images(3).batch_size == 1
 
