@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# a process a core, the tests of one file in one of them
+PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
@@ -11,7 +13,7 @@ session7 session8 session9: $(VENV)/.ready
 	$(RUN) -m utils.execute $(@:session%=%)
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest --nbval-lax -n auto --dist loadscope --no-loadscope-reorder
+	$(RUN) -m pytest --nbval-lax $(PARALLEL)
 
 # formatter, linter, types
 check: $(VENV)/.ready
@@ -20,7 +22,7 @@ check: $(VENV)/.ready
 	$(RUN) -m mypy
 
 coverage: $(VENV)/.ready
-	$(RUN) -m coverage run -m pytest tests
+	$(RUN) -m coverage run -m pytest tests $(PARALLEL)
 	$(RUN) -m coverage combine
 	$(RUN) -m coverage report --skip-covered
 

@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
             recipe.name,
             help=f"train {text}",
             description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
-            "A run that was stopped goes on when the same command is given again.",
+            "A run that was stopped resumes when the same command is given again.",
         )
         train.add_argument("--data", help=data)
         train.add_argument("--epochs", type=positive, help=f"default: {recipe.epochs}")
@@ -220,7 +220,7 @@ def main(words: list[str] | None = None) -> None:
     except BrokenPipeError:
         end_unread()
     except KeyboardInterrupt:
-        kept = " Every finished epoch is kept: the same command goes on after the last one." if command is train else ""
+        kept = " Every finished epoch is kept: the same command resumes after the last one." if command is train else ""
         sys.exit(f"\nStopped.{kept}")
 
 

@@ -3,7 +3,7 @@
 Both train and test the same network on the same random images, in turn, round by round, each in a
 process of its own, since ours changes how its process keeps memory; the table holds medians. Then each
 session is started as ``make session<N>`` does it, on ``$DATA`` or the digits, until its first batch.
-``--readme`` writes the table into the README as well.
+``--readme`` writes this machine's table into the README as well, beside those of other machines.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -182,6 +183,13 @@ def table(rows: list[list[str]], hardware: str, data: str) -> str:
     )
 
 
+def beside_others(shown: str, result: str) -> str:
+    """The tables that are ``shown``, one a machine, with that of this machine replaced or added."""
+    machine = result.partition(", PyTorch ")[0]
+    others = [part for part in re.split(r"\n\n(?!\|)", shown.strip()) if part and not part.startswith(machine)]
+    return "\n\n".join([*others, result])
+
+
 def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -195,7 +203,9 @@ def main() -> None:
     result = table(rows, describe(make_accelerator()), data)
     print(result)
     if arguments.readme:
-        text = fill(README.read_text("utf-8"), "throughput", f"\n{result}\n")
+        text = README.read_text("utf-8")
+        shown = text.partition("<!-- throughput -->")[2].partition("<!-- /throughput -->")[0]
+        text = fill(text, "throughput", f"\n{beside_others(shown, result)}\n")
         replace_file(README, lambda part: part.write_text(text, "utf-8"))
 
 

@@ -53,10 +53,10 @@ def damage(path: Path, kind: str) -> None:
 
 
 DAMAGES = {
-    "cut off": "is damaged or cut off: fetch it anew, or move it away and train anew",
-    "empty": "is damaged or cut off: fetch it anew, or move it away and train anew",
+    "cut off": "is damaged or cut off: download it again, or move it away and train again",
+    "empty": "is damaged or cut off: download it again, or move it away and train again",
     "no weights": "is no file of weights: give a weights.pt that a run wrote",
-    "another archive": "is damaged or cut off: fetch it anew, or move it away and train anew",
+    "another archive": "is damaged or cut off: download it again, or move it away and train again",
     "malicious": "holds objects that could run code, so it was not loaded: use files that this program wrote",
     "malicious, old form": "is no file of weights: give a weights.pt that a run wrote",
     "a list": "is no file of weights: give a weights.pt that a run wrote",

@@ -174,7 +174,7 @@ def test_no_mirror_serves_it(root, mirrors):
     with pytest.raises(DataError) as caught:
         data.load_data("cifar10")
     message = str(caught.value)
-    assert "CIFAR-10 could not be had" in message and "\n" not in message
+    assert "CIFAR-10 is not available" in message and "\n" not in message
     for part in (
         "Connection refused",
         "HTTP 404",
@@ -246,7 +246,7 @@ def test_png_files_where_no_mirror_serves_the_archive(root, mirrors, capsys):
 @pytest.mark.parametrize("kind, reason", [("pngs-altered", "its images are others"), ("pngs-half", "cut off")])
 def test_png_files_that_are_not_cifar10_are_not_kept(root, mirrors, capsys, kind, reason):
     mirrors("closed", pngs=kind)
-    with pytest.raises(DataError, match="CIFAR-10 could not be had: no mirror served it"):
+    with pytest.raises(DataError, match="CIFAR-10 is not available: no mirror served it"):
         data.load_data("cifar10")
     told = capsys.readouterr().out
     assert "CIFAR-10-dataset.tar.gz is not CIFAR-10, and was removed: " in told and reason in told

@@ -1,4 +1,4 @@
-"""Where images come from, and what a user reads when they cannot be had."""
+"""Where images come from, and what a user reads when they are not available."""
 
 import hashlib
 import io
@@ -234,7 +234,7 @@ def test_truncated_archive(folder, kind, share):
     archive = pack(folder, kind)
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
     assert re.search(
-        rf"pets\.{kind} (is cut off or no archive of its kind .*: fetch it anew|cannot be read)", error_of(archive)
+        rf"pets\.{kind} (is cut off or no archive of its kind .*: download it again|cannot be read)", error_of(archive)
     )
 
 

@@ -68,7 +68,7 @@ def test_notebook_that_is_stopped(tmp_path, number, whom):
     kernel = int(run.stdout.readline().split()[1])
     os.kill(kernel if whom == "kernel" else run.pid, number)
     _, told = run.communicate(timeout=60)
-    assert told.strip().startswith("session9_assignment.ipynb was ended, by you or for want of memory.")
+    assert told.strip().startswith("session9_assignment.ipynb was stopped, by you or because memory ran out.")
     assert "\n" not in told.strip() and run.returncode == 1
     assert not list(tmp_path.rglob("runs/**/*.ipynb"))
     time.sleep(1)

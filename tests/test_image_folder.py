@@ -64,7 +64,7 @@ def test_archive_with_a_password(tmp_path, monkeypatch):
             archive[found.start() + offset] |= 1
     (tmp_path / "photos.zip").write_bytes(archive)
     with pytest.raises(
-        DataError, match=r"photos.zip is cut off or no archive of its kind \(.*encrypted.*: fetch it anew"
+        DataError, match=r"photos.zip is cut off or no archive of its kind \(.*encrypted.*: download it again"
     ):
         load_folder(tmp_path / "photos.zip")
 

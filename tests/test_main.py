@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
     stop_in_the_second_epoch(monkeypatch)
     capsys.readouterr()
     call(*TWO_EPOCHS, "--resume")
-    assert "Going on after epoch 1:" in capsys.readouterr().out
+    assert "Resuming after epoch 1:" in capsys.readouterr().out
     assert json.loads((folder / "run.json").read_text())["epochs"] == 2
 
 
@@ -178,7 +178,7 @@ def test_sigterm_is_answered_like_ctrl_c(tmp_path):
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=60)
-    assert told.strip().endswith("Stopped. Every finished epoch is kept: the same command goes on after the last one.")
+    assert told.strip().endswith("Stopped. Every finished epoch is kept: the same command resumes after the last one.")
     assert run.returncode == 1 and "Traceback" not in told
     assert len(load_tensors(tmp_path / "smoke/session9/checkpoint.pt")["history"]["lr"]) >= 1
 

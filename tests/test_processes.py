@@ -110,7 +110,7 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed(two, tmp_path):
     assert not (tmp_path / "session9/run.json").exists()
     # Each process draws its own augmentation, all draw one order of the images: as if nothing had been.
     resumed = launch(tmp_path, *TORCHRUN, "2")
-    assert "Going on after epoch 1:" in resumed.stdout
+    assert "Resuming after epoch 1:" in resumed.stdout
     for rank in (0, 1):
         never_stopped, stopped = told_by(two[0], rank), told_by(tmp_path, rank)
         assert stopped["train_loss"] == never_stopped["train_loss"]

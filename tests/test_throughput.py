@@ -68,3 +68,13 @@ def test_table(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "PyTorch" in lines[0] and lines[1] == "" and len({line.count("|") for line in lines[2:]}) == 1
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| 9", "| 8"]
+
+
+def test_each_machine_keeps_its_table():
+    first, second = ("{}, 2 threads, PyTorch 2; noise\n\n| session | ratio |\n| --- | --- |\n| 9 | {} |".format(*pair)
+                     for pair in (("an EPYC", 4), ("a Xeon", 3)))  # fmt: skip
+    shown = throughput.beside_others("\n", first)
+    assert shown == first
+    shown = throughput.beside_others(f"\n{shown}\n", second)
+    assert shown == f"{first}\n\n{second}"
+    assert throughput.beside_others(shown, first.replace("4", "5")) == f"{second}\n\n{first.replace('4', '5')}"

@@ -56,7 +56,7 @@ def fetch_cifar10(root: Path) -> Path:
             if holds_cifar10(pngs):
                 return pngs
             if archive.exists():
-                print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it anew", flush=True)
+                print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it again", flush=True)
             failures = download(archive, MIRRORS, lambda part: check_integrity(part, CIFAR10.tgz_md5))
             if failures:
                 failures += download(pngs, [PNG_MIRROR], Path.exists)

@@ -54,7 +54,7 @@ def load_data(source: str | Path | None = None) -> ImageData:
     Args:
         source: ``"cifar10"`` (the archive under ``$DATA_ROOT``, default ``data/``, downloaded if
             absent), ``"digits"``, the path of a folder of images or of an archive of one, or
-            ``"auto"``: CIFAR-10 if it can be had, else the digits, with a notice. Default: the
+            ``"auto"``: CIFAR-10 if it is available, else the digits, with a notice. Default: the
             environment's ``$DATA``, else ``"auto"``; in smoke mode always a few of the digits.
 
     Raises:
@@ -90,7 +90,7 @@ def load_cifar10() -> ImageData:
         found = fetch_cifar10(root)
     except DataError as error:
         raise DataError(
-            f"CIFAR-10 could not be had: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
+            f"CIFAR-10 is not available: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
             f"into {root}/; (2) set DATA to a folder of images, train/<class>/*.png and test/<class>/*.png, "
             "or to a .tar, .tar.gz, .tar.xz or .zip of one; (3) set DATA=digits to train on handwritten digits."
         ) from error

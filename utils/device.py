@@ -128,7 +128,7 @@ def keep_freed_memory() -> None:
 def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
     """Let PyTorch compile ``model`` at its first step if ``steps`` steps win back the half minute that it takes.
 
-    A GPU is through with these networks before they are compiled.
+    A GPU has trained these networks before they are compiled.
     """
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and steps >= 1000 and can_compile():
         model.compile()

@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class DataError(UserError):
-    """The images cannot be had or cannot be used."""
+    """The images are not available or not usable."""
 
 
 class TrainingError(UserError):

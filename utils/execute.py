@@ -89,8 +89,8 @@ def main() -> None:
         end_unread()
     except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
         sys.exit(
-            f"\n{notebook} was ended, by you or for want of memory. Every finished epoch is kept: "
-            f"`make {session}` goes on after the last one."
+            f"\n{notebook} was stopped, by you or because memory ran out. Every finished epoch is kept: "
+            f"`make {session}` resumes after the last one."
         )
 
 

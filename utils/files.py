@@ -60,7 +60,7 @@ def load_tensors(path: str | Path) -> dict:
     except (OSError, EOFError, RuntimeError) as error:
         if isinstance(error, OSError) and error.filename:
             raise FileError(f"{path} cannot be read ({error.strerror}): give a weights.pt that a run wrote.") from error
-        raise FileError(f"{path} is damaged or cut off: fetch it anew, or move it away and train anew.") from error
+        raise FileError(f"{path} is damaged or cut off: download it again, or move it away and train again.") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} is no file of weights: give a weights.pt that a run wrote.")
     return content

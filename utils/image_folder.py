@@ -94,7 +94,7 @@ def read_images(source: Path) -> FolderOfImages:
             found = decode(source, names, read)
     except BROKEN as error:
         reason = str(error).splitlines()[0].strip(":")
-        raise DataError(f"{source} is cut off or no archive of its kind ({reason}): fetch it anew.") from error
+        raise DataError(f"{source} is cut off or no archive of its kind ({reason}): download it again.") from error
     except BrokenPipeError:  # of the bar, not of the images
         raise
     except OSError as error:

@@ -113,7 +113,7 @@ def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
-        raise NotPublishable(f"README.md lacks the marks {start} and {end}: put them where it shall stand")
+        raise NotPublishable(f"README.md lacks the marks {start} and {end}: add them where it belongs")
     head, rest = text.split(start, 1)
     return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
 

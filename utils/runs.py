@@ -30,7 +30,7 @@ def run_plan(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> di
 
 
 def start_run(recipe: Recipe, data: ImageData, max_lr: float | None = None) -> Path:
-    """The folder ``runs/session<N>/``: that of an unfinished run of this very plan, which then goes on, else empty."""
+    """The folder ``runs/session<N>/``: that of an unfinished run of this very plan, which then resumes, else empty."""
     return open_folder(run_folder(recipe.name), run_plan(recipe, data, max_lr))
 
 

@@ -56,7 +56,7 @@ def find_lr(
     it was found anywhere from 3e-5 to 0.06.) Below 512 images a batch it falls with the root of their
     number: the noise of small batches, which throws a whole run off its course, does not show in so
     few steps. Everything is put back afterwards: weights, optimizer, random state, train or eval mode. The
-    result is kept in ``folder``: a run that goes on there keeps its learning rate.
+    result is kept in ``folder``: a run that resumes there keeps its learning rate.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
 

@@ -106,11 +106,11 @@ def predict(
 
 
 def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, device: torch.device) -> None:
-    """Take BatchNorm's statistics anew from a tenth of the training images, as training sees them.
+    """Recompute BatchNorm's statistics from a tenth of the training images, augmented as in training.
 
-    Its running averages lag behind weights that move fast: at the top of the cycle they misjudge a network by up to
-    20 points. Training itself, which uses each batch's own statistics, goes on as if this had not been: no weight
-    is touched and no random number drawn. Costs 3% of an epoch.
+    Its running averages lag behind weights that move fast: at the top of the cycle they make a network look up to
+    20 points worse than it is. Training uses each batch's own statistics and is not affected: no weight changes and
+    no random number is drawn. Costs 3% of an epoch.
     """
     gpus = [device] if device.type == "cuda" else []
     # Eagerly, because a compiled model would be compiled once more for a pass without gradients.
@@ -149,7 +149,7 @@ def fit(
 
     Run by several processes, each trains on its share of every batch, and the first one writes. After
     each epoch ``folder`` holds the log, the history and a checkpoint up to there. If it holds a
-    checkpoint before, the run goes on from there, and in the end all is as if it had never stopped.
+    checkpoint before, the run resumes from there and ends exactly as if it had never stopped.
 
     Raises:
         TrainingError: the loss is no longer finite, or a GPU's memory too small; finished epochs are in ``folder``.
@@ -165,7 +165,7 @@ def fit(
     history = History()
     if saved is not None:
         history = resume(checkpoint, saved, model, optimizer, scheduler, train_loader, accelerator)
-        accelerator.print(f"Going on after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
+        accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         with room_for(recipe.batch_size):
