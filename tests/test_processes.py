@@ -33,8 +33,8 @@ training.fit = fit_and_tell
 {more}
 main.main()
 """
-EPOCHS = 5
-OPTIONS = ("session9", "--data", "digits", "--device", "cpu", "--epochs", str(EPOCHS), "--max-lr", "0.02")
+EPOCHS = 6
+OPTIONS = ("session9", "--data", "digits", "--device", "cpu", "--epochs", str(EPOCHS), "--max-lr", "0.01")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 

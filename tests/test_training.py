@@ -192,7 +192,8 @@ def test_fresh_statistics_leave_training_alone(finished, tmp_path, monkeypatch):
         assert torch.equal(value, other), name
 
 
-def test_statistics_are_those_of_a_tenth_of_the_training_images():
+@pytest.mark.parametrize("batch_size, count", [(12, 143), (70, 700)])
+def test_statistics_are_those_of_a_tenth_of_the_training_images_or_ten_batches(batch_size, count):
     seen = []
 
     class Recording(BatchDataset):
@@ -203,12 +204,12 @@ def test_statistics_are_those_of_a_tenth_of_the_training_images():
     train_set = Recording(DIGITS.train_images, DIGITS.train_labels, lambda images: images.float())
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5)).eval()
     before = torch.get_rng_state()
-    training.refresh_batchnorm(model, train_set, 70, torch.device("cpu"))
+    training.refresh_batchnorm(model, train_set, batch_size, make_accelerator(cpu=True))
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(seen) == len(set(seen)) == 143 and len({DIGITS.train_labels[i].item() for i in seen}) == 10
+    assert len(seen) == len(set(seen)) == count and len({DIGITS.train_labels[i].item() for i in seen}) == 10
     norm = model[0]
     assert not model.training and norm.momentum == 0.1  # as they were
-    parts = [DIGITS.train_images[some].float() for some in (seen[:70], seen[70:140], seen[140:])]
+    parts = [DIGITS.train_images[seen[i : i + batch_size]].float() for i in range(0, count, batch_size)]
     torch.testing.assert_close(norm.running_mean, torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
 

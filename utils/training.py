@@ -105,18 +105,25 @@ def predict(
     return torch.cat(logits), torch.cat(labels)
 
 
-def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, device: torch.device) -> None:
-    """Recompute BatchNorm's statistics from a tenth of the training images, augmented as in training.
+def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, accelerator: Accelerator) -> None:
+    """Recompute BatchNorm's statistics from a tenth of the training images, at least ten batches, augmented as in
+    training.
 
     Its running averages lag behind weights that move fast: at the top of the cycle they make a network look up to
     20 points worse than it is. Training uses each batch's own statistics and is not affected: no weight changes and
-    no random number is drawn. Costs 3% of an epoch.
+    no random number is drawn. Costs 3% of an epoch. Of several processes each takes its share, as in training.
     """
+    device, processes = accelerator.device, accelerator.num_processes
     gpus = [device] if device.type == "cuda" else []
+    count = max(len(train_set) // 10, 10 * batch_size) // processes  # type: ignore[arg-type]
     # Eagerly, because a compiled model would be compiled once more for a pass without gradients.
     with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
-        some = torch.randperm(len(train_set))[: max(batch_size, len(train_set) // 10)]  # type: ignore[arg-type]
-        update_bn((train_set.__getitems__(part.tolist()) for part in some.split(batch_size)), model)  # type: ignore
+        some = torch.randperm(len(train_set))[:count]  # type: ignore[arg-type]
+        parts = some.split(batch_size // processes)
+        update_bn((train_set.__getitems__(part.tolist()) for part in parts), model)  # type: ignore[attr-defined]
+    for statistic in model.buffers():
+        if statistic.is_floating_point():
+            statistic.copy_(accelerator.reduce(statistic, "mean"))
 
 
 def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[float, float, str]:
@@ -172,7 +179,7 @@ def fit(
             train_loss, train_accuracy, lrs, train_line = train(
                 prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
             )
-            refresh_batchnorm(prepared, train_loader.dataset, loaders[0].batch_size or 1, accelerator.device)
+            refresh_batchnorm(prepared, train_loader.dataset, recipe.batch_size, accelerator)
             test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
