@@ -167,7 +167,7 @@ def train(arguments: argparse.Namespace) -> None:
         if arguments.tensorboard:
             accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, recipe.epochs)
     accelerator.end_training()
-    flip_averaged = flip_averaged_accuracy(model, loaders[1]) if session.flip_averaged else None
+    flip_averaged = flip_averaged_accuracy(model, loaders[1], trained.logits) if session.flip_averaged else None
     facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator, flip_averaged)
     write_submission(folder, repository())
     print(

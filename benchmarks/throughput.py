@@ -31,7 +31,7 @@ from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, lo
 from utils.device import HALF, compile_where_it_pays, describe, fastest_precision, make_accelerator
 from utils.files import replace_file
 from utils.progress import progress
-from utils.publish import fill
+from utils.publish import at_marks, fill
 from utils.schedule import one_cycle
 from utils.sessions import SESSIONS, Session, set_up
 from utils.training import test, train
@@ -204,7 +204,7 @@ def main() -> None:
     print(result)
     if arguments.readme:
         text = README.read_text("utf-8")
-        shown = text.partition("<!-- throughput -->")[2].partition("<!-- /throughput -->")[0]
+        _, shown, _ = at_marks(text, "throughput")
         text = fill(text, "throughput", f"\n{beside_others(shown, result)}\n")
         replace_file(README, lambda part: part.write_text(text, "utf-8"))
 

@@ -111,11 +111,18 @@ def results_table(static: Path) -> str:
 
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    head, _, tail = at_marks(text, name)
+    return f"{head}\n{content}\n{tail}"
+
+
+def at_marks(text: str, name: str) -> tuple[str, str, str]:
+    """``text`` up to the mark ``<!-- name -->``, between the marks, and from ``<!-- /name -->`` on."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
         raise NotPublishable(f"README.md lacks the marks {start} and {end}: add them where it belongs")
     head, rest = text.split(start, 1)
-    return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+    content, tail = rest.split(end, 1)
+    return head + start, content, end + tail
 
 
 if __name__ == "__main__":

@@ -135,10 +135,10 @@ def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tupl
     return loss, accuracy, f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{count} ({accuracy:.2f}%)"
 
 
-def flip_averaged_accuracy(model: nn.Module, loader: DataLoader) -> float:
-    """Accuracy in percent of the answers to each image and its mirror image, averaged: a trick at test time."""
-    logits, labels = predict(model, loader)
-    mirrored, _ = predict(model, loader, mirrored=True)
+def flip_averaged_accuracy(model: nn.Module, loader: DataLoader, logits: Tensor) -> float:
+    """Accuracy in percent of the answers to each image, ``logits`` ``(N, 10)``, and to its mirror image, averaged: a
+    trick at test time."""
+    mirrored, labels = predict(model, loader, mirrored=True)
     averaged = (logits.softmax(dim=1) + mirrored.softmax(dim=1)).argmax(dim=1)
     return 100 * (averaged == labels).float().mean().item()
 
