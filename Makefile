@@ -10,7 +10,7 @@ PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
 session7 session8 session9: $(VENV)/.ready
-	$(RUN) -m utils.execute $(@:session%=%)
+	$(RUN) -m tools.execute $(@:session%=%)
 
 test: $(VENV)/.ready
 	$(RUN) -m pytest --nbval-lax $(PARALLEL)
@@ -32,11 +32,13 @@ bench: $(VENV)/.ready
 
 # make publish SESSION=9: show the run of runs/session9 in the repository
 publish: $(VENV)/.ready
-	$(RUN) -m utils.publish $(SESSION)
+	$(RUN) -m tools.publish $(SESSION)
+	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
 
-# make colab REPO=owner/name: the address that badges and setup cells use
+# make colab: write the repository's address into badges and set-up cells; default: that of the remote "origin"
+REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
 colab:
-	@test -n "$(REPO)" || { echo "usage: make colab REPO=owner/name"; exit 2; }
+	@test -n "$(REPO)" || { echo "No remote on GitHub is known: give the address with make colab REPO=owner/name"; exit 2; }
 	sed -i.bak -E 's#github(\.com)?/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#github\1/$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
 
 $(VENV)/.ready: requirements.txt constraints.txt

@@ -9,11 +9,10 @@ import argparse
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from utils.errors import DataError, TrainingError, UserError, end_unread
+from utils.machine.errors import DataError, UserError, exit_on_broken_pipe
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
@@ -53,7 +52,7 @@ def learning_rate(text: str) -> float | None:
     return value
 
 
-def existing(text: str) -> Path:
+def existing_path(text: str) -> Path:
     if not os.path.exists(text):
         raise argparse.ArgumentTypeError(f"{text} does not exist")
     return Path(text)
@@ -97,15 +96,15 @@ def make_parser() -> argparse.ArgumentParser:
         )
     evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
     evaluate.add_argument(
-        "--checkpoint", type=existing, required=True, metavar="FILE", help="weights.pt of a run's folder"
+        "--checkpoint", type=existing_path, required=True, metavar="FILE", help="weights.pt of a run's folder"
     )
     evaluate.add_argument("--data", help=data)
     evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     classify = commands.add_parser("classify", help="what a trained network sees in pictures")
-    classify.add_argument("images", nargs="+", type=existing, metavar="IMAGE")
+    classify.add_argument("images", nargs="+", type=existing_path, metavar="IMAGE")
     classify.add_argument(
         "--checkpoint",
-        type=existing,
+        type=existing_path,
         default=WEIGHTS,
         metavar="FILE",
         help="weights.pt of a run's folder (default: session 9's)",
@@ -114,75 +113,44 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    from utils.data import load_data
-    from utils.device import describe, make_accelerator
-    from utils.pictures import Trained
-    from utils.recipes import short
-    from utils.runs import can_go_on, finish_run, run_plan, start_run
-    from utils.schedule import find_lr
-    from utils.sessions import SESSIONS, set_up
-    from utils.settings import run_folder, smoke
-    from utils.submission import repository, write_submission
-    from utils.training import fit, flip_averaged_accuracy, predict
+    from accelerate import PartialState
 
-    session = SESSIONS[int(arguments.command.removeprefix("session"))]
-    folder = run_folder(session.recipe.name)
-    tensorboard = folder if arguments.tensorboard else None
-    accelerator = make_accelerator(arguments.device == "cpu", tensorboard, arguments.precision)
-    with accelerator.main_process_first():  # that one downloads and decodes
+    from utils.data import load_data
+    from utils.runs.run import Run
+    from utils.sessions import SESSIONS
+
+    session, cpu = SESSIONS[int(arguments.command.removeprefix("session"))], arguments.device == "cpu"
+    with PartialState(cpu=cpu).main_process_first():  # it downloads and decodes
         data = load_data(arguments.data)
-    recipe = (short(session.recipe) if smoke() else session.recipe).for_images(len(data.train_labels))
-    recipe = recipe.for_epochs(arguments.epochs or recipe.epochs)
-    size = arguments.batch_size or recipe.batch_size
-    size -= size % accelerator.num_processes  # every process gets as many
-    size = max(size, accelerator.num_processes)
-    recipe = replace(recipe, batch_size=size, seed=arguments.seed, precision=arguments.precision)
-    if arguments.resume and not can_go_on(folder, run_plan(recipe, data, arguments.max_lr)):
-        raise TrainingError(
-            f"{folder}/ holds no unfinished run of these options: "
-            "give the options that it began with, or start one without --resume."
-        )
-    if accelerator.is_main_process:
-        start_run(recipe, data, arguments.max_lr)
-    accelerator.init_trackers("tensorboard")
-    model, optimizer, loaders = set_up(replace(session, recipe=recipe), data, accelerator)
-    with accelerator.main_process_first():  # that one searches, the others read what it found
-        search = None if arguments.max_lr else find_lr(model, optimizer, loaders[0], accelerator, folder)
-    max_lr = search.suggestion if search else arguments.max_lr
-    if search:
-        accelerator.print(search)
-    accelerator.print(
-        f"{data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}",
-        flush=True,
+    changes = {"seed": arguments.seed, "precision": arguments.precision}
+    if arguments.batch_size:
+        changes["batch_size"] = arguments.batch_size
+    run = Run.open(
+        session,
+        data,
+        arguments.max_lr,
+        cpu=cpu,
+        tensorboard=arguments.tensorboard,
+        must_resume=arguments.resume,
+        epochs=arguments.epochs,
+        **changes,
     )
-    history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
-    if not accelerator.is_main_process:
-        return
-    trained = Trained(model, data, loaders[0], history, search, *predict(model, loaders[1]))
-    for name, draw in session.pictures.items():
-        if name == "lr_finder_plot" and not search:
-            continue
-        figure = draw(trained)
-        figure.savefig(folder / f"{name}.png")
-        if arguments.tensorboard:
-            accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, recipe.epochs)
-    accelerator.end_training()
-    flip_averaged = flip_averaged_accuracy(model, loaders[1], trained.logits) if session.flip_averaged else None
-    facts = finish_run(folder, model, data, recipe, max_lr, history, accelerator, flip_averaged)
-    write_submission(folder, repository())
-    print(
-        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {data.name}"
-    )
-    if "flip_averaged" in facts:
-        print(f"Flip-averaged: {facts['flip_averaged']:.2f}%")
-    print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/", flush=True)
+    run.build()
+    if not arguments.max_lr:
+        search = run.find_lr()
+        run.accelerator.print(search, flush=True)
+    run.fit(arguments.max_lr or search.suggestion)
+    if run.accelerator.is_main_process:
+        run.show(*(name for name in session.pictures if name != "lr_finder_plot" or run.search))
+        run.finish()
+        run.submission()
+        print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {run.folder}/", flush=True)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     from utils.classify import load_classifier
-    from utils.data import load_data
-    from utils.device import make_accelerator
-    from utils.loaders import make_test_loader
+    from utils.data import load_data, make_test_loader
+    from utils.machine.device import make_accelerator
     from utils.training import test
 
     classify, data = load_classifier(arguments.checkpoint), load_data(arguments.data)
@@ -218,7 +186,7 @@ def main(words: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(f"main.py: {error}")
     except BrokenPipeError:
-        end_unread()
+        exit_on_broken_pipe()
     except KeyboardInterrupt:
         kept = " Every finished epoch is kept: the same command resumes after the last one." if command is train else ""
         sys.exit(f"\nStopped.{kept}")

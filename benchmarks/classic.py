@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from utils.data import CIFAR10_MEAN, CIFAR10_STD, ImageData
-from utils.recipes import Recipe
 from utils.sessions import Session
 
 WORKERS = os.cpu_count() or 1
@@ -35,8 +34,9 @@ class PILImages(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def classic_loaders(data: ImageData, recipe: Recipe) -> tuple[DataLoader, DataLoader]:
+def classic_loaders(data: ImageData, session: Session) -> tuple[DataLoader, DataLoader]:
     """torchvision's counterparts of the recipe's augmentation, a worker a core."""
+    recipe = session.recipe
     end = [transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
     crop = [transforms.RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
     area = (recipe.cutout / 32) ** 2
@@ -60,9 +60,9 @@ class Classic:
 
     def __init__(self, session: Session, data: ImageData) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.train_loader, self.test_loader = classic_loaders(data, session.recipe)
+        self.train_loader, self.test_loader = classic_loaders(data, session)
         self.model = session.network().to(self.device)
-        self.optimizer = session.optimizer(self.model, session.recipe)
+        self.optimizer = session.optimizer(self.model, session.recipe.weight_decay)
 
     def train(self) -> None:
         self.model.train()

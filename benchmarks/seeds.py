@@ -9,31 +9,27 @@ import argparse
 import csv
 import math
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from models.model9 import TransformerModel
-from utils.checkpoint import save_weights
+from tools.publish import fill_section
 from utils.data import ImageData, is_cifar10, load_data
-from utils.device import describe, make_accelerator
-from utils.errors import TrainingError
-from utils.files import replace_file
-from utils.publish import fill
-from utils.recipes import SESSION9, Recipe
-from utils.runs import open_folder
-from utils.schedule import find_lr
-from utils.sessions import SESSIONS, set_up
-from utils.settings import run_folder
-from utils.training import fit
+from utils.machine.device import describe
+from utils.machine.errors import TrainingError
+from utils.machine.files import write_text
+from utils.runs.checkpoint import save_weights
+from utils.runs.run import Run
+from utils.sessions import SESSIONS
 
+SESSION = SESSIONS[9]
 RESULTS = Path(__file__).with_name("seeds.csv")
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
            "hardware", "torch"]  # fmt: skip
-LOST = 20.0  # a run that ends below this test accuracy in percent counts as lost
+DIVERGED = 20.0  # a run that ends below this test accuracy in percent counts as diverged
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,17 @@ class Variant:
     """What differs from one rung of the ladder to the next."""
 
     text: str
-    recipe: Recipe = SESSION9
+    changes: dict = field(default_factory=dict)  # of the recipe
     a: int = 32
     init: str = "ours"
     max_lr: float | None = None  # None: the LR finder's
 
 
-LARGE = replace(SESSION9, batch_size=512)
-COURSE = replace(LARGE, crop_padding=4, cutout=8, weight_decay=0.0)
+LARGE = {"batch_size": 512}
+COURSE = {**LARGE, "crop_padding": 4, "cutout": 8, "weight_decay": 0.0}
 LADDER = {
     "reference": Variant(
-        "the reference's recipe", replace(COURSE, max_grad_norm=math.inf), init="pytorch", max_lr=0.001
+        "the public reference's recipe", {**COURSE, "max_grad_norm": math.inf}, init="pytorch", max_lr=0.001
     ),
     "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialization of the blocks", COURSE, init="near_isometry"),
@@ -69,24 +65,22 @@ VARIANTS = LADDER | MAX_LRS
 VALIDATION = 5_000  # training images that are held out, to choose recipes by
 
 
-def run(name: str, seed: int, data: ImageData, epochs: int) -> dict:
-    """Train one seed of a variant; a run whose loss is lost counts with the accuracy of chance."""
+def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
+    """Train one seed of a variant and return its row; a run whose loss is not finite has the accuracy of chance."""
     variant = VARIANTS[name]
-    recipe = replace(variant.recipe.for_images(len(data.train_labels)).for_epochs(epochs), seed=seed)
-    accelerator = make_accelerator()
-    network = partial(TransformerModel, a=variant.a, init=variant.init)
-    model, optimizer, loaders = set_up(replace(SESSIONS[9], recipe=recipe, network=network), data, accelerator)
-    plan = {"variant": asdict(variant), "recipe": asdict(recipe), "data": data.name}
-    folder = open_folder(run_folder("seeds") / f"{name}-{seed}", plan)
-    max_lr = variant.max_lr or find_lr(model, optimizer, loaders[0], accelerator, folder).suggestion
+    recipe = replace(SESSION.recipe, **variant.changes)
+    session = replace(SESSION, recipe=recipe, network=partial(SESSION.network, a=variant.a, init=variant.init))
+    run = Run.open(session, data, variant.max_lr, name=f"seeds/{name}-{seed}", epochs=epochs, seed=seed)
+    run.build()
+    max_lr = variant.max_lr or run.find_lr().suggestion
     row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",
-           "hardware": describe(accelerator), "torch": torch.__version__}  # fmt: skip
+           "hardware": describe(run.accelerator), "torch": torch.__version__}  # fmt: skip
     try:
-        history = fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder)
+        history = run.fit(max_lr)
     except TrainingError as error:
         print(error)
         return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
-    save_weights(folder / "weights.pt", model, recipe.session, data)
+    save_weights(run.folder / "weights.pt", run.model, recipe.session, data)
     return row | {
         "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
         "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
@@ -126,7 +120,7 @@ def append(row: dict) -> None:
 
 def table(rows: list[dict], variants: dict[str, Variant]) -> str:
     """A Markdown table of the variants in their order, a line for each data set and number of epochs."""
-    heads = "variant data epochs n mean std min max lost max&nbsp;LR".split()
+    heads = "variant data epochs n mean std min max diverged max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     groups: dict[tuple[str, ...], list[dict]] = {}
     rows = [row for row in rows if row["variant"] in variants]
@@ -139,7 +133,7 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
         lr = f"{lrs[0]:.2g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.2g} to {lrs[-1]:.2g}"
         lines.append(
             f"| {variants[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
-            f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < LOST for a in accuracies)} | {lr} |"
+            f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < DIVERGED for a in accuracies)} | {lr} |"
         )
     return "\n".join(lines) if len(lines) > 2 else "No run yet."
 
@@ -149,15 +143,15 @@ def write_readme(rows: list[dict]) -> None:
     rows = [row for row in rows if is_cifar10(row["data"]) and "validation" not in row["data"]]
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
-        text = fill(text, name, f"\n{table(rows, variants)}\n")
-    replace_file(README, lambda part: part.write_text(text, "utf-8"))
+        text = fill_section(text, name, f"\n{table(rows, variants)}\n")
+    write_text(README, text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="none: only print the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=SESSION9.epochs)
+    parser.add_argument("--epochs", type=int, default=SESSION.recipe.epochs)
     parser.add_argument("--validation", action="store_true", help="test on held-out training images")
     arguments = parser.parse_args()
     for name in arguments.variants:
@@ -167,7 +161,7 @@ def main() -> None:
             if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read_results()}:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
-            append(run(name, seed, data, arguments.epochs))
+            append(train(name, seed, data, arguments.epochs))
             write_readme(read_results())
     rows = read_results()
     print(table(rows, LADDER), table(rows, MAX_LRS), sep="\n\n")

@@ -27,13 +27,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.classic import WORKERS, Classic
-from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, load_data
-from utils.device import HALF, compile_where_it_pays, describe, fastest_precision, make_accelerator
-from utils.files import replace_file
-from utils.progress import progress
-from utils.publish import at_marks, fill
+from tools.publish import fill_section, split_at_marks
+from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, load_data, make_loaders
+from utils.machine.device import AUTOCAST_DTYPES, compile_where_it_pays, describe, fastest_precision, make_accelerator
+from utils.machine.files import write_text
+from utils.machine.progress import progress
 from utils.schedule import one_cycle
-from utils.sessions import SESSIONS, Session, set_up
+from utils.sessions import SESSIONS, Session
 from utils.training import test, train
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,10 @@ class Ours:
 
     def __init__(self, session: Session, data: ImageData) -> None:
         self.recipe, self.accelerator = session.recipe, make_accelerator()
-        model, optimizer, loaders = set_up(session, data, self.accelerator)
+        device = self.accelerator.device
+        loaders = make_loaders(data, self.recipe, device)
+        model = session.network().to(device).to(memory_format=torch.channels_last)
+        optimizer = session.optimizer(model, self.recipe.weight_decay)
         self.scheduler = one_cycle(optimizer, 0.01, self.recipe, batches=len(loaders[0]))
         self.model, self.optimizer, self.train_loader, self.test_loader = self.accelerator.prepare(
             model, optimizer, *loaders
@@ -120,7 +123,7 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
         ratios = [a / b for a, b in zip(classic, ours)]
         cells += [f"{images / statistics.median(spent):,.0f}" for spent in (classic, ours)]
         cells.append(f"**{statistics.median(ratios):.2f}×** ({min(ratios):.2f} to {max(ratios):.2f})")
-    for kind, precision in zip(KINDS, (torch.float32, HALF.get(fastest_precision(), torch.float32))):
+    for kind, precision in zip(KINDS, (torch.float32, AUTOCAST_DTYPES.get(fastest_precision(), torch.float32))):
         speed = flops(SESSIONS[number].network) * images / statistics.median(times[kind, "train"])
         cells.append(f"{100 * speed / peak_flops(precision):.0f}%")
     start = f"{first_batch(number):.1f}"
@@ -154,7 +157,7 @@ def first_batch(number: int) -> float:
     shown = b""
     with tempfile.TemporaryDirectory() as runs:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "utils.execute", str(number)]
+        command = [sys.executable, "-m", "tools.execute", str(number)]
         run = subprocess.Popen(
             command, cwd=ROOT, env=START | {"RUNS": runs}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
@@ -183,7 +186,7 @@ def table(rows: list[list[str]], hardware: str, data: str) -> str:
     )
 
 
-def beside_others(shown: str, result: str) -> str:
+def merge_tables(shown: str, result: str) -> str:
     """The tables that are ``shown``, one a machine, with that of this machine replaced or added."""
     machine = result.partition(", PyTorch ")[0]
     others = [part for part in re.split(r"\n\n(?!\|)", shown.strip()) if part and not part.startswith(machine)]
@@ -204,9 +207,9 @@ def main() -> None:
     print(result)
     if arguments.readme:
         text = README.read_text("utf-8")
-        _, shown, _ = at_marks(text, "throughput")
-        text = fill(text, "throughput", f"\n{beside_others(shown, result)}\n")
-        replace_file(README, lambda part: part.write_text(text, "utf-8"))
+        _, shown, _ = split_at_marks(text, "throughput")
+        text = fill_section(text, "throughput", f"\n{merge_tables(shown, result)}\n")
+        write_text(README, text)
 
 
 if __name__ == "__main__":

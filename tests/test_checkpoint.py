@@ -11,11 +11,11 @@ import torch
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
-from utils.checkpoint import load_weights, save_weights
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.errors import FileError
-from utils.files import load_tensors, save_tensors
+from utils.machine.errors import FileError
+from utils.machine.files import load_tensors, save_tensors
+from utils.runs.checkpoint import load_weights, save_weights
 
 DIGITS = load_data("digits")
 

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from utils import cifar10, data, image_folder
-from utils.errors import DataError
+from utils import data
+from utils.machine.errors import DataError
+from utils.sources import cifar10, image_folder
 
 
 def md5(content: bytes) -> str:

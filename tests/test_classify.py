@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from models.model9 import TransformerModel
-from utils.checkpoint import save_weights
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.errors import DataError
+from utils.machine.errors import DataError
+from utils.runs.checkpoint import save_weights
 from utils.transforms import Normalize
 
 ROOT = Path(__file__).parents[1]

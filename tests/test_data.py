@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from utils import data as data_module
-from utils import image_folder
 from utils.data import is_cifar10, load_data, load_folder
-from utils.errors import DataError
+from utils.machine.errors import DataError
+from utils.sources import image_folder
 
 SHAPES = {"train": 3, "test": 2}  # images a class
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
-from utils import device
-from utils.device import describe, make_accelerator, time_hint
+from utils.machine import device
+from utils.machine.device import describe, make_accelerator, time_hint
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +66,9 @@ def test_a_compiler_that_fails_is_done_without(capsys):
 
 
 def test_hint_for_those_without_a_gpu():
-    hint = time_hint(CPU, SESSION9)
+    hint = time_hint(CPU, "session9")
     assert "T4 GPU" in hint and "24 epochs of CIFAR-10" in hint and " minutes on " in hint
-    assert time_hint(GPU, SESSION9) == ""
+    assert time_hint(GPU, "session9") == ""
 
 
 def test_describe_counts_processes_and_threads(monkeypatch):
@@ -83,7 +83,7 @@ def test_describe_counts_processes_and_threads(monkeypatch):
 def test_freed_memory_is_used_again():
     code = """
 import resource, torch
-from utils.device import keep_freed_memory
+from utils.machine.device import keep_freed_memory
 def pages_asked_for():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 26)  # 256 MB, freed at once
@@ -111,18 +111,15 @@ def test_precision_can_be_forced_and_another_time_be_another():
     for precision in ("bfloat16", "float32", "bfloat16"):
         accelerator = make_accelerator(cpu=True, precision=precision)
         assert device.precision_of(accelerator) == precision and describe(accelerator).endswith(precision)
-    device.use_precision(accelerator, "auto")
-    assert device.precision_of(accelerator) == "bfloat16"
     make_accelerator(cpu=True)  # what later tests find
 
 
 def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):
-    accelerator = make_accelerator(cpu=True)
-    device.use_precision(accelerator, "float16")
+    accelerator = make_accelerator(cpu=True, precision="float16")
     assert device.precision_of(accelerator) == "float32" and accelerator.scaler is None
     assert capsys.readouterr().out == "The run began in float16, which needs a GPU: it is resumed in float32.\n"
 
 
-def test_room_for_lets_other_errors_through():
-    with pytest.raises(ZeroDivisionError), device.room_for(1):
+def test_other_errors_than_out_of_memory_are_raised_as_they_are():
+    with pytest.raises(ZeroDivisionError), device.explain_out_of_memory(1):
         1 / 0  # noqa: B018

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from utils.execute import execute
+from tools.execute import execute
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def test_executed_notebook_keeps_the_last_state_of_a_progress_bar(tmp_path, capf
 def test_a_notebook_is_kept_if_it_ran_whole(tmp_path, source, told):
     write(tmp_path / "session9_assignment.ipynb", source)
     run = subprocess.run(
-        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "EVA8_SMOKE": "0"},
     )  # fmt: skip
     kept = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("runs/**/*.*")]
@@ -62,7 +62,7 @@ def test_a_notebook_is_kept_if_it_ran_whole(tmp_path, source, told):
 def test_notebook_that_is_stopped(tmp_path, number, whom):
     write(tmp_path / "session9_assignment.ipynb", "import os, time; print('pid', os.getpid()); time.sleep(60)")
     run = subprocess.Popen(
-        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     kernel = int(run.stdout.readline().split()[1])
@@ -81,7 +81,7 @@ def test_output_that_nobody_reads_any_more_ends_the_notebook_quietly(tmp_path):
     cell = "import time\nfor i in range(600): print(i, flush=True); time.sleep(0.1)"
     write(tmp_path / "session9_assignment.ipynb", "import os; print('pid', os.getpid(), flush=True)", cell)
     run = subprocess.Popen(
-        [sys.executable, "-m", "utils.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     kernel = int(run.stdout.readline().split()[1])
@@ -93,7 +93,7 @@ def test_output_that_nobody_reads_any_more_ends_the_notebook_quietly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module, arguments", [("utils.execute", ["5"]), ("utils.publish", []), ("utils.publish", ["x"])]
+    "module, arguments", [("tools.execute", ["5"]), ("tools.publish", []), ("tools.publish", ["x"])]
 )
 def test_unknown_session(module, arguments):
     told = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)

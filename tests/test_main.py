@@ -23,9 +23,9 @@ from models.model9 import TransformerModel
 from tests.conftest import SESSION9
 from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
 from utils import classify, plots, schedule, training
-from utils.checkpoint import save_weights
 from utils.data import load_data
-from utils.files import load_tensors
+from utils.machine.files import load_tensors
+from utils.runs.checkpoint import save_weights
 from utils.sessions import SESSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -42,9 +42,10 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     assert facts["hardware"].endswith(facts["precision"]) and "flip_averaged" not in facts
     pictures = {path.stem for path in folder.glob("*.png")}
     assert pictures == set(SESSIONS[9].pictures) and {"lr_finder_plot", "signal_rank", "attention_maps"} < pictures
-    last = capsys.readouterr().out.splitlines()[-2:]
-    assert last == [f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 48 images, digits",
-                    f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"]  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-4:]
+    assert last[0] == f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 48 images, digits"
+    assert last[2] == f"26,064 parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
+    assert last[3] == f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"
     assert (folder / "submission.md").read_text().startswith("**Not for handing in: it was trained on digits")
 
     call("evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")

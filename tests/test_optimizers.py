@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from models.model9 import TransformerModel
-from utils.optimizers import adam, decay_convolutions, sgd
+from utils.optimizers import adam, parameter_groups, sgd
 from utils.recipes import SESSION8, SESSION9
 
 
 def test_convolutions_decay_and_nothing_else():
     model = TransformerModel()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.SGD(decay_convolutions(model, weight_decay=0.5), lr=0.1)
+    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.5), lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -21,7 +21,7 @@ def test_convolutions_decay_and_nothing_else():
 
 
 @pytest.mark.parametrize("make, recipe", [(adam, SESSION9), (sgd, SESSION8)])
-def test_optimizers_decay_as_the_recipe_says(make, recipe):
-    decaying, others = make(TransformerModel(), recipe).param_groups
+def test_optimizers_decay_as_told(make, recipe):
+    decaying, others = make(TransformerModel(), recipe.weight_decay).param_groups
     assert decaying["weight_decay"] == recipe.weight_decay > 0 and others["weight_decay"] == 0
     assert len(decaying["params"]) == 3

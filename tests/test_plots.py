@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils import plots
-from utils.history import History
+from utils.training import History
 
 CLASSES = [f"class {i}" for i in range(10)]
 
@@ -83,11 +83,13 @@ def test_loss_and_accuracy(history):
 def test_lr_pictures(history):
     steps, top = plots.lr_history(history, "digits").axes[0].lines
     assert steps.get_ydata().tolist() == history.step_lr and top.get_xdata() == [1]
-    curve, edge, mark = plots.lr_finder([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 1e-1, 2e-2, "digits").axes[0].lines
+    curve, divergence, mark = (
+        plots.lr_finder([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 1e-1, True, 2e-2, "digits").axes[0].lines
+    )
     assert curve.get_ydata().tolist() == [2.3, 2.0, 2.6]
-    assert edge.get_xdata() == [1e-1, 1e-1] and mark.get_xdata() == [2e-2, 2e-2]
-    assert edge.get_label() == "rises again at 0.1000"
-    _, end, _ = plots.lr_finder([1e-3, 10.0], [2.3, 2.0], 10.0, 3.0, "digits", rises=False).axes[0].lines
+    assert divergence.get_xdata() == [1e-1, 1e-1] and mark.get_xdata() == [2e-2, 2e-2]
+    assert divergence.get_label() == "rises again at 0.1000"
+    _, end, _ = plots.lr_finder([1e-3, 10.0], [2.3, 2.0], 10.0, False, 3.0, "digits").axes[0].lines
     assert end.get_label() == "the search ended at 10.0000"
 
 

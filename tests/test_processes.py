@@ -22,14 +22,15 @@ torch.set_num_threads(1)
 import main
 from models.model9 import TransformerModel
 from utils import sessions, training
+from utils.runs import run as runs
 sessions.SESSIONS[9] = replace(sessions.SESSIONS[9], network=partial(TransformerModel, a=8), pictures={{}})
-fit, rank = training.fit, int(os.environ.get("RANK", 0))
+fit, rank = runs.fit, int(os.environ.get("RANK", 0))
 def fit_and_tell(model, *arguments):
     history = fit(model, *arguments)
     told = {{"model": model.state_dict(), "test_loss": history.test_loss, "train_loss": history.train_loss}}
     torch.save(told, Path(os.environ["RUNS"]) / f"process{{rank}}.pt")
     return history
-training.fit = fit_and_tell
+runs.fit = fit_and_tell
 {more}
 main.main()
 """

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from utils.publish import NotPublishable, files, publish
+from tools.publish import NotPublishable, files, publish
 
 FACTS = {
     "session": 9, "data": "CIFAR-10 (JPEG copy)", "smoke": False, "epochs": 24, "max_lr": 0.0195, "seed": 0,

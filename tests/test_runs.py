@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,36 +12,62 @@ import torch
 from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
+from tests.small import DIGITS, small_run
 from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
-from utils import recipes, runs, training
-from utils.data import load_data
-from utils.device import make_accelerator, precision_of
-from utils.files import load_tensors
-from utils.loaders import make_loaders
+from utils import training
+from utils.data import load_data, make_loaders
+from utils.machine import device
+from utils.machine.device import PRECISIONS, make_accelerator, precision_of
+from utils.machine.files import load_tensors, save_tensors
+from utils.machine.settings import run_folder
+from utils.optimizers import adam
 from utils.recipes import SESSION9
+from utils.runs.folder import lock_folder
+from utils.runs.run import SMOKE_SEARCH_STEPS, Run
+from utils.schedule import find_lr, one_cycle
+from utils.sessions import SESSIONS
 
 ROOT = Path(__file__).parents[1]
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 
 
-def run(folder, seed=0):
-    """Four epochs on a few digits; the checkpoint that ``folder`` may hold is used."""
-    data, accelerator = load_data(), make_accelerator()
-    set_seed(seed)
-    loaders = make_loaders(data, RECIPE, accelerator.device)
-    model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters())
-    history = training.fit(model, optimizer, loaders, RECIPE, 0.01, accelerator, folder)
-    return model, history
+def train(folder, random_state=0):
+    """Four epochs on a few digits; a checkpoint in ``folder`` is resumed."""
+    run = small_run(folder, RECIPE, load_data())
+    torch.manual_seed(random_state)
+    return run.model, run.fit(0.01)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("whole"))
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_computes_what_the_bare_functions_compute(tmp_path):
+    """Bit for bit, although the run shows a batch of images before."""
+    run = small_run(tmp_path / "run")
+    assert run.sample[0].shape == (71, 3, 32, 32)
+    run.build()
+    search, history = run.find_lr(), run.fit(0.01)
+
+    recipe, accelerator = run.session.recipe, make_accelerator()
+    set_seed(recipe.seed)
+    loaders = make_loaders(DIGITS, recipe, accelerator.device)
+    model = TransformerModel(a=8).to(accelerator.device).to(memory_format=torch.channels_last)
+    optimizer = adam(model, recipe.weight_decay)
+    assert find_lr(model, optimizer, loaders[0], accelerator, SMOKE_SEARCH_STEPS) == search
+    scheduler = one_cycle(optimizer, 0.01, recipe, batches=len(loaders[0]))
+    prepared, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
+    bare = training.fit(prepared, optimizer, scheduler, loaders, recipe, accelerator)
+    if accelerator.device.type != "cpu":
+        pytest.skip("bit for bit is promised on the CPU only")
+    assert (bare.train_loss, bare.test_loss) == (history.train_loss, history.test_loss)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
 
 
 def assert_as_if_never_stopped(folder, whole, capsys):
-    model, history = run(folder, seed=7)  # nothing may depend on the state before
+    model, history = train(folder, random_state=7)  # nothing may depend on the state before
     if next(model.parameters()).device.type != "cpu":
         pytest.skip("bit for bit is promised on the CPU only")
     for name, value in whole[0].state_dict().items():
@@ -69,7 +95,7 @@ def test_stop_after_two_epochs(tmp_path, whole, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", stop_at_the_third_epoch)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path)
+            train(tmp_path)
     capsys.readouterr()
     assert_as_if_never_stopped(tmp_path, whole, capsys)
 
@@ -77,17 +103,17 @@ def test_stop_after_two_epochs(tmp_path, whole, monkeypatch, capsys):
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from tests.test_runs import run
-from utils import {module}
-real, calls = {module}.{name}, []
+import {module} as module
+from tests.test_runs import train
+real, calls = module.{name}, []
 def deadly(*arguments, **options):
     calls.append(1)
     if len(calls) == {call}:
         {last_words}
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **options)
-{module}.{name} = deadly
-run(Path(sys.argv[1]))
+module.{name} = deadly
+train(Path(sys.argv[1]))
 """
 
 
@@ -95,9 +121,14 @@ run(Path(sys.argv[1]))
     "patch",
     [
         # a step of epoch 3: each epoch takes 20 steps and one look at the test set
-        {"module": "training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
+        {"module": "utils.training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
         # the third save, of which half a file has come to disk
-        {"module": "files", "name": "os.replace", "call": 7, "last_words": "arguments[0].write_bytes(b'half')"},
+        {
+            "module": "utils.machine.files",
+            "name": "os.replace",
+            "call": 8,
+            "last_words": "arguments[0].write_bytes(b'half')",
+        },
     ],
     ids=["in an epoch", "in a save"],
 )
@@ -112,38 +143,46 @@ def test_sigkill(tmp_path, whole, patch, capsys):
     assert_as_if_never_stopped(tmp_path, whole, capsys)
 
 
-def test_a_resumed_run_keeps_its_precision(tmp_path, capsys):
+def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     """As one that began on a CPU with bfloat16 and is resumed, by itself, on one where float32 is the faster."""
     here = precision_of(make_accelerator())
     other = "float32" if here == "bfloat16" else "bfloat16"
-    data, results = load_data(), []
-    for name, precision, epochs in (("whole", other, 2), ("halves", other, 1), ("halves", "auto", 2)):
-        (tmp_path / name).mkdir(exist_ok=True)
-        recipe = replace(RECIPE, epochs=epochs, precision=precision)
-        set_seed(0)
-        accelerator = make_accelerator()
-        loaders = make_loaders(data, recipe, accelerator.device)
-        model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
-        optimizer = torch.optim.Adam(model.parameters())
-        with pytest.MonkeyPatch.context() as patch:  # two epochs' schedule, of which the first half is one epoch
-            patch.setattr(
-                training, "one_cycle", lambda optimizer, *_, **__: torch.optim.lr_scheduler.LinearLR(optimizer)
-            )
-            training.fit(model, optimizer, loaders, recipe, 0.01, accelerator, tmp_path / name)
-        assert precision_of(accelerator) == other
-        assert load_tensors(tmp_path / name / "checkpoint.pt")["precision"] == other
-        results.append(model.state_dict())
-    for name, value in results[0].items():
-        assert torch.equal(value, results[2][name]), name
+    real = training.train
+
+    def stop_in_the_third_epoch(*arguments):
+        if arguments[-1] == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "fastest_precision", lambda cpu: PRECISIONS[other])
+        whole, _ = train(tmp_path / "whole")
+        patch.setattr(training, "train", stop_in_the_third_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "halves")
+    halves, _ = train(tmp_path / "halves")
+    assert load_tensors(tmp_path / "halves/checkpoint.pt")["precision"] == other
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, halves.state_dict()[name]), name
     assert precision_of(make_accelerator()) == here
 
 
 def test_settings_are_read_when_asked(monkeypatch, tmp_path):
     """A cell that sets RUNS after the imports is obeyed."""
     monkeypatch.setenv("RUNS", str(tmp_path))
-    assert runs.run_folder("session9") == tmp_path / "smoke/session9" and recipes.SMOKE
+    assert run_folder("session9") == tmp_path / "smoke/session9"
     monkeypatch.setenv("EVA8_SMOKE", "0")
-    assert runs.run_folder("session9") == tmp_path / "session9" and not recipes.SMOKE
+    assert run_folder("session9") == tmp_path / "session9"
+
+
+def test_smoke_mode_trains_two_epochs(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    assert Run.open(SESSIONS[9], load_data()).session.recipe.epochs == 2
+    assert Run.open(SESSIONS[9], load_data(), epochs=3).session.recipe.epochs == 3
+
+
+def start(data, **changes):
+    Run.open(SESSIONS[9], data, epochs=4, **changes)
 
 
 @pytest.fixture
@@ -152,12 +191,12 @@ def in_runs(full, tmp_path, monkeypatch):
     return tmp_path / "session9"
 
 
-def test_an_unfinished_run_of_the_same_plan_goes_on(in_runs):
+def test_an_unfinished_run_of_the_same_plan_is_resumed(in_runs):
     data = load_data("digits")
-    assert runs.start_run(RECIPE, data) == in_runs
-    for name in ("checkpoint.pt", ".checkpoint.pt.123.part"):
-        (in_runs / name).touch()
-    assert runs.start_run(RECIPE, data) == in_runs
+    start(data)
+    save_tensors(in_runs / "checkpoint.pt", {"precision": "float32"})
+    (in_runs / ".checkpoint.pt.123.part").touch()
+    start(data)
     assert {path.name for path in in_runs.iterdir()} == {"plan.json", "checkpoint.pt"}
     assert [path.name for path in in_runs.parent.glob("[!.]*")] == ["session9"]
 
@@ -165,41 +204,41 @@ def test_an_unfinished_run_of_the_same_plan_goes_on(in_runs):
 @pytest.mark.parametrize("difference", ["recipe", "data", "finished", "no plan"])
 def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
     data = load_data("digits")
-    runs.start_run(RECIPE, data)
+    start(data)
     (in_runs / "checkpoint.pt").write_bytes(b"weights")
     if difference == "finished":
         (in_runs / "run.json").touch()
     if difference == "no plan":
         (in_runs / "plan.json").unlink()
-    recipe = replace(RECIPE, seed=1) if difference == "recipe" else RECIPE
-    runs.start_run(recipe, replace(data, name="photos") if difference == "data" else data)
+    other = {"seed": 1} if difference == "recipe" else {}
+    start(replace(data, name="photos") if difference == "data" else data, **other)
     assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
-    assert json.loads((in_runs / "plan.json").read_text())["recipe"] == asdict(recipe)
+    assert json.loads((in_runs / "plan.json").read_text())["recipe"]["seed"] == len(other)
     (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
     assert (aside / "checkpoint.pt").read_bytes() == b"weights"
     assert f"moved to {aside}/" in capsys.readouterr().out
 
 
-HOLDS = """
+LOCKS_FOLDER = """
 import sys, time
 from pathlib import Path
-from utils.runs import hold
-hold(Path(sys.argv[1]))
-print("held", flush=True)
+from utils.runs.folder import lock_folder
+lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
 time.sleep(60)
 """
 
 
 def test_two_runs_in_one_folder(folder, monkeypatch):
-    other = subprocess.Popen([sys.executable, "-c", HOLDS, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "held\n"
+    other = subprocess.Popen([sys.executable, "-c", LOCKS_FOLDER, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "locked\n"
     try:
         shown = refused(*TWO_EPOCHS)
         assert "session9 is in use by another notebook or terminal: end that one" in shown and not folder.exists()
     finally:
         other.kill()
         other.communicate()
-    runs.hold(folder)  # a process that was killed holds nothing
+    lock_folder(folder)  # a process that was killed has no lock
 
 
 def test_runs_that_is_no_folder(folder, monkeypatch):

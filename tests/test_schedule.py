@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
-from utils.device import make_accelerator
-from utils.errors import TrainingError
+from utils.machine.device import make_accelerator
+from utils.machine.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
-from utils.schedule import edge_of, find_lr, one_cycle
+from utils.schedule import find_divergence, find_lr, one_cycle
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ def problem():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_finder_puts_everything_back(problem, training, tmp_path, full):
+def test_finder_puts_everything_back(problem, training):
     model, loader = problem
     model.train(training)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.123)
     before, settings = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     random_state, bar = torch.get_rng_state(), torch_lr_finder.lr_finder.tqdm
-    search = find_lr(model, optimizer, loader, make_accelerator(), tmp_path)
+    search = find_lr(model, optimizer, loader, make_accelerator())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is training
     assert torch_lr_finder.lr_finder.tqdm is bar  # other users of that package find it as it was
@@ -44,41 +44,40 @@ def test_finder_puts_everything_back(problem, training, tmp_path, full):
     one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
 
 
-def test_finder_tries_rates_from_1e_minus_5_upwards(problem, tmp_path, capsys, full):
+def test_finder_tries_rates_from_1e_minus_5_upwards(problem, capsys):
     model, loader = problem
-    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
     shown = capsys.readouterr().out
     assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # the bar alone
     assert search.lrs[0] == pytest.approx(1e-5) and 20 * math.log10(search.lrs[99] / search.lrs[0]) == pytest.approx(
         99, 0.02
     )
-    assert search.rises and search.edge <= search.lrs[-1] <= 10 and len(search.lrs) <= 120
-    assert str(search).startswith(f"The loss rises again at LR {search.edge:.4f}: suggested max LR ")
-    assert find_lr(None, None, None, None, tmp_path) == search  # a run that goes on keeps its rate
+    assert search.diverges and search.divergence_lr <= search.lrs[-1] <= 10 and len(search.lrs) <= 120
+    assert str(search).startswith(f"The loss rises again at LR {search.divergence_lr:.4f}: suggested max LR ")
 
 
 @pytest.mark.parametrize("size, share", [(512, 1 / 3), (1024, 1 / 3), (128, 1 / 6), (32, 1 / 12)])
-def test_suggestion_is_a_third_of_the_edge_and_less_for_small_batches(problem, tmp_path, size, share, full):
+def test_suggestion_is_a_third_of_the_divergence_rate_and_less_for_small_batches(problem, size, share):
     model, loader = problem
     loader = DataLoader(ConcatDataset([loader.dataset] * 4), size, shuffle=True)
-    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
-    assert search.suggestion == pytest.approx(share * search.edge)
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
+    assert search.suggestion == pytest.approx(share * search.divergence_lr)
 
 
 @pytest.mark.parametrize(
-    "losses, edge",
+    "losses, rate",
     [
-        ([2.0] * 10 + [1.5, 1.0, 1.5, 2.1, 2.3, 9.0], 15),  # falls, then blows up
+        ([2.0] * 10 + [1.5, 1.0, 1.5, 2.1, 2.3, 9.0], 15),  # falls, then rises
         ([2.0] * 10 + [2.15, 2.05, 1.9, 2.1, 1.95, 9.0], 16),  # a plateau with noise: no fall to speak of
-        ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never blows up: the last rate
+        ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never rises: the last rate
         ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),  # a spike before the minimum
     ],
 )
-def test_edge_is_where_the_loss_blows_up(losses, edge):
-    assert edge_of(list(range(1, 17)), losses) == edge
+def test_divergence_is_where_the_loss_rises_again(losses, rate):
+    assert find_divergence(list(range(1, 17)), losses) == rate
 
 
-def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path, full):
+def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
     model, loader = problem
 
     class Fragile(nn.Module):
@@ -92,31 +91,31 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem, tmp_path, full
             return self.net(x) / ((self.net[0].weight - self.start).abs().max() < 1).float().log().exp()
 
     fragile = Fragile()
-    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator(), tmp_path)
+    search = find_lr(fragile, torch.optim.Adam(fragile.parameters()), loader, make_accelerator())
     assert torch.tensor(search.losses).isfinite().all()
-    assert len(search.losses) < 100 and search.edge == search.lrs[-1] and search.rises
+    assert len(search.losses) < 100 and search.divergence_lr == search.lrs[-1] and search.diverges
 
 
-def test_finder_says_that_the_data_are_wrong(tmp_path, full):
+def test_finder_says_that_the_data_are_wrong():
     loader = DataLoader(TensorDataset(torch.full((40, 3), float("nan")), torch.zeros(40).long()), batch_size=20)
     model = nn.Linear(3, 2)
     with pytest.raises(TrainingError, match="infinite after 0 of 120 steps: check the images"):
-        find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+        find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
 
 
-def test_finder_takes_a_fifth_of_the_steps_in_smoke_mode(problem, tmp_path):
+def test_finder_covers_the_same_rates_in_fewer_steps(problem):
     model, loader = problem
-    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), tmp_path)
+    search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator(), steps=24)
     assert len(search.lrs) <= 24 and search.lrs[1] / search.lrs[0] == pytest.approx(10 ** (6 / 23))
 
 
-def test_a_search_that_ends_before_the_loss_rises_says_so(tmp_path, full):
+def test_a_search_that_ends_before_the_loss_rises_says_so():
     """A network that no learning rate moves."""
     images, labels = torch.randn(100, 3), torch.arange(100) % 3
     model = nn.Sequential(nn.Linear(3, 3), nn.Hardtanh(-1e-3, 1e-3))
     loader = DataLoader(TensorDataset(images, labels), batch_size=50)
-    search = find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, make_accelerator(), tmp_path)
-    assert not search.rises and search.edge == search.lrs[-1] == pytest.approx(10)
+    search = find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, make_accelerator())
+    assert not search.diverges and search.divergence_lr == search.lrs[-1] == pytest.approx(10)
     assert str(search).startswith("The loss does not rise again: the search ended at LR 10.0000: suggested max LR ")
 
 

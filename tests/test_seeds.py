@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import seeds
-from utils.errors import TrainingError
+from utils.machine.errors import TrainingError
 
 README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n"
 
@@ -15,7 +15,7 @@ README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "RESULTS", tmp_path / "seeds.csv")
     monkeypatch.setattr(seeds, "README", tmp_path / "README.md")
-    monkeypatch.setattr(seeds, "run_folder", lambda name: tmp_path / name)
+    monkeypatch.setenv("RUNS", str(tmp_path))
     (tmp_path / "README.md").write_text(README)
     return tmp_path / "seeds.csv"
 
@@ -25,26 +25,26 @@ def call(monkeypatch, *arguments):
     seeds.main()
 
 
-def test_runs_are_kept_and_not_repeated(results, monkeypatch, capsys):
+def test_runs_are_saved_and_not_repeated(results, monkeypatch, capsys):
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     (row,) = csv.DictReader(results.open())
     assert (row["variant"], row["data"], row["seed"], row["epochs"]) == ("ours", "digits", "3", "6")
     assert 0 <= float(row["test_accuracy"]) <= 100 and 0.001 < float(row["max_lr"]) < 0.1
-    assert (results.parent / "seeds/ours-3/weights.pt").exists() and "digits" not in (
+    assert (results.parent / "smoke/seeds/ours-3/weights.pt").exists() and "digits" not in (
         results.parent / "README.md"
     ).read_text()
-    monkeypatch.setattr(seeds, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(seeds, "train", lambda *_: pytest.fail("trained again"))
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out
 
 
-def lost(*_):
+def diverge(*_):
     raise TrainingError("the loss became nan")
 
 
 def test_fewer_epochs_keep_the_shape_of_the_cycle(results, monkeypatch):
     recipes = []
-    monkeypatch.setattr(seeds, "fit", lambda *arguments: recipes.append(arguments[3]) or lost())
+    monkeypatch.setattr(seeds.Run, "fit", lambda run, max_lr: recipes.append(run.session.recipe) or diverge())
     call(monkeypatch, "a8_0.04", "--epochs", "4")
     assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(4, 1)]
 
@@ -58,21 +58,21 @@ def test_recipes_are_chosen_on_held_out_training_images():
     assert torch.equal(rows.unique(dim=0), data.train_images.flatten(1).unique(dim=0))  # none twice, no test image
 
 
-def test_a_lost_run_counts(results, monkeypatch, capsys):
-    monkeypatch.setattr(seeds, "fit", lost)
+def test_a_run_that_diverges_counts(results, monkeypatch, capsys):
+    monkeypatch.setattr(seeds.Run, "fit", diverge)
     call(monkeypatch, "reference", "--seeds", "0", "1")
     assert "| digits | 24 | 2 | 10.00% | 0.00 | 10.00% | 10.00% | 2 | 0.001 |" in capsys.readouterr().out
 
 
 def test_variants_differ_from_the_recipe_only_where_they_say():
     ours = seeds.VARIANTS["ours"]
-    assert ours.recipe is seeds.SESSION9 and ours.init == "ours" and ours.max_lr is None
+    assert ours.changes == {} and ours.init == "ours" and ours.max_lr is None
     pytorch = {name for name, variant in seeds.VARIANTS.items() if variant.init == "pytorch"}
     assert pytorch == {"reference", "lr", "a8_pytorch"}
     for name, variant in seeds.VARIANTS.items():
         assert (variant.a == 8) == name.startswith("a8"), name
-        assert (variant.recipe is seeds.SESSION9) == (name in ("ours", "a8", "a8_0.04")), name
-        assert (variant.recipe is seeds.SESSION9) == (variant.init == "ours"), name
+        assert (variant.changes == {}) == (name in ("ours", "a8", "a8_0.04")), name
+        assert (variant.changes == {}) == (variant.init == "ours"), name
 
 
 def test_readme_shows_the_committed_results():

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from utils import publish
-from utils.submission import repository, write_submission
+from tools import publish
+from utils.runs.submission import repository, write_submission
+from utils.sessions import SESSIONS
 
 FACTS = {
     "session": 9,
@@ -27,7 +28,7 @@ def run(tmp_path):
 
     def write(**changes):
         (tmp_path / "run.json").write_text(json.dumps(FACTS | changes))
-        text = write_submission(tmp_path, "https://github.com/me/mine")
+        text = write_submission(tmp_path, SESSIONS[(FACTS | changes)["session"]].points, "https://github.com/me/mine")
         assert (tmp_path / "submission.md").read_text("utf-8") == text
         return text
 

@@ -29,7 +29,7 @@ def test_both_pipelines_train_and_test_one_network(data, monkeypatch):
 @pytest.mark.parametrize("session", [7, 8, 9])
 def test_classic_sees_the_recipes_augmentation(data, session):
     recipe = SESSIONS[session].recipe
-    train_loader, test_loader = classic_loaders(data, recipe)
+    train_loader, test_loader = classic_loaders(data, SESSIONS[session])
     images, labels = next(iter(test_loader))
     assert images.shape == (64, 3, 32, 32) and torch.equal(labels, data.test_labels)
     names = [type(step).__name__ for step in train_loader.dataset.transform.transforms]
@@ -70,11 +70,11 @@ def test_table(monkeypatch, capsys):
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| 9", "| 8"]
 
 
-def test_each_machine_keeps_its_table():
+def test_each_machine_has_its_table():
     first, second = ("{}, 2 threads, PyTorch 2; noise\n\n| session | ratio |\n| --- | --- |\n| 9 | {} |".format(*pair)
                      for pair in (("an EPYC", 4), ("a Xeon", 3)))  # fmt: skip
-    shown = throughput.beside_others("\n", first)
+    shown = throughput.merge_tables("\n", first)
     assert shown == first
-    shown = throughput.beside_others(f"\n{shown}\n", second)
+    shown = throughput.merge_tables(f"\n{shown}\n", second)
     assert shown == f"{first}\n\n{second}"
-    assert throughput.beside_others(shown, first.replace("4", "5")) == f"{second}\n\n{first.replace('4', '5')}"
+    assert throughput.merge_tables(shown, first.replace("4", "5")) == f"{second}\n\n{first.replace('4', '5')}"

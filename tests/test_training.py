@@ -12,17 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.model9 import TransformerModel
-from utils import device, training
-from utils.checkpoint import load_weights
-from utils.data import load_data
-from utils.device import fastest_precision, make_accelerator
-from utils.errors import TrainingError
-from utils.loaders import BatchDataset, as_is, make_loaders
+from tests.small import DIGITS, RECIPE, small_run
+from utils import training
+from utils.data import BatchDataset, make_loaders, no_collate
+from utils.machine import device
+from utils.machine.device import fastest_precision, make_accelerator
+from utils.machine.errors import TrainingError
 from utils.optimizers import adam
-from utils.recipes import SESSION9, short
-
-DIGITS = load_data("digits")
-RECIPE = short(SESSION9).for_images(1437)
+from utils.recipes import SESSION9
+from utils.runs.checkpoint import load_weights
+from utils.schedule import one_cycle
 
 TRAIN_LINE = re.compile(
     r"EPOCH = (\d+) \| LR = (\d\.\d{7}) \| Loss = (\d+\.\d\d) \| Batch = (\d+) \| Accuracy = (\d+\.\d\d): "
@@ -31,13 +30,9 @@ TRAIN_LINE = re.compile(
 TEST_LINE = re.compile(r"Test set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/(\d+) \((\d+\.\d\d)%\)")
 
 
-def run(folder, max_lr=0.003, data=DIGITS, recipe=RECIPE):
-    accelerator = make_accelerator()
-    set_seed(recipe.seed)
-    loaders = make_loaders(data, recipe, accelerator.device)
-    model = TransformerModel(a=8).to(accelerator.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters())
-    return model, training.fit(model, optimizer, loaders, recipe, max_lr, accelerator, folder), loaders
+def run(folder, max_lr=0.003, recipe=RECIPE):
+    run = small_run(folder, recipe)
+    return run.model, run.fit(max_lr), run.loaders
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def test_log_is_the_one_that_students_paste(finished):
         assert int(test[3]) == 360 and 100 * int(test[2]) / 360 == pytest.approx(history.test_accuracy[epoch])
 
 
-def test_history_is_kept_as_csv(finished):
+def test_history_is_saved_as_csv(finished):
     folder, _, history, loaders = finished
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -114,7 +109,7 @@ def test_same_seed_same_numbers(finished, tmp_path):
 
 def test_mean_loss_counts_images_not_batches():
     losses, hits = [torch.tensor(1.0), torch.tensor(4.0)], [torch.tensor(30), torch.tensor(1)]
-    loss_sum, right, images = training.running(losses, hits, [90, 10], [0.1, 0.1], epoch=1).tolist()
+    loss_sum, right, images = training.totals(losses, hits, [90, 10], [0.1, 0.1], epoch=1).tolist()
     assert (loss_sum, right, images) == (90 * 1 + 10 * 4, 31, 100)
 
 
@@ -166,7 +161,7 @@ def test_mirrored_prediction_is_that_of_mirrored_images(finished):
     mirrored, _ = training.predict(model, test_loader, mirrored=True)
     test_set = test_loader.dataset
     flipped = BatchDataset(test_set.images.flip(-1), test_set.labels, test_set.transform)
-    expected, _ = training.predict(model, torch.utils.data.DataLoader(flipped, 71, collate_fn=as_is))
+    expected, _ = training.predict(model, torch.utils.data.DataLoader(flipped, 71, collate_fn=no_collate))
     torch.testing.assert_close(mirrored, expected, rtol=0.02, atol=0.02)
     assert not torch.allclose(mirrored, training.predict(model, test_loader)[0], atol=0.1)
 
@@ -214,12 +209,15 @@ def test_statistics_are_those_of_a_tenth_of_the_training_images_or_ten_batches(b
     torch.testing.assert_close(norm.running_var, torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0))
 
 
-def test_two_epochs_of_the_assigned_network_are_not_misjudged(tmp_path):
+def test_two_epochs_of_the_assigned_network_are_not_misjudged():
     """At the top of a short cycle running averages lag: tested with them, this network answered 10% right."""
-    accelerator, recipe = make_accelerator(), short(SESSION9).for_images(1437)
-    set_seed(recipe.seed)
-    loaders = make_loaders(DIGITS, recipe, accelerator.device)
+    accelerator = make_accelerator()
+    set_seed(RECIPE.seed)
+    loaders = make_loaders(DIGITS, RECIPE, accelerator.device)
     model = TransformerModel().to(accelerator.device, memory_format=torch.channels_last)
-    history = training.fit(model, adam(model, recipe), loaders, recipe, 0.012, accelerator, tmp_path)
+    optimizer = adam(model, RECIPE.weight_decay)
+    scheduler = one_cycle(optimizer, 0.012, RECIPE, batches=len(loaders[0]))
+    model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
+    history = training.fit(model, optimizer, scheduler, loaders, RECIPE, accelerator)
     assert all(test > train - 5 for test, train in zip(history.test_accuracy, history.train_accuracy))
     assert history.test_accuracy[-1] > 25

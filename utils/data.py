@@ -1,16 +1,21 @@
-"""Where the images come from: CIFAR-10's own archive, a folder of images, or the embedded digits."""
+"""The images, from CIFAR-10's archive, a folder or the embedded digits, and the loaders that serve them in batches."""
 
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
-from utils.errors import DataError
-from utils.image_folder import as_tensor, read_images
-from utils.settings import data_root, data_source, smoke
+from utils.machine.errors import DataError
+from utils.machine.settings import data_root, data_source, smoke
+from utils.recipes import Recipe
+from utils.sources.image_folder import as_tensor, read_images
+from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
@@ -35,6 +40,10 @@ class ImageData:
     test_labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def normalize(self) -> Normalize:
+        return Normalize(self.mean, self.std)
 
     def __str__(self) -> str:
         return (
@@ -72,7 +81,7 @@ def load_data(source: str | Path | None = None) -> ImageData:
         try:
             return load_cifar10()
         except DataError as error:
-            print(notice(str(error)), flush=True)
+            print(fallback_message(str(error)), flush=True)
             return load_digits()
     if "://" in str(source):
         raise DataError(f"{source} is an address, which is not read: download it, and set DATA to the file's path.")
@@ -83,7 +92,7 @@ def load_cifar10() -> ImageData:
     """CIFAR-10 from its own archive, read by torchvision."""
     from torchvision.datasets import CIFAR10  # here, because its import takes a second that other sources save
 
-    from utils.cifar10 import MIRRORS, fetch_cifar10
+    from utils.sources.cifar10 import MIRRORS, fetch_cifar10
 
     root = data_root()
     try:
@@ -167,9 +176,51 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def notice(reason: str) -> str:
-    """The frame that says that the digits stand in for CIFAR-10."""
+def fallback_message(reason: str) -> str:
+    """A framed message: the digits replace CIFAR-10, for this reason."""
     text = textwrap.fill(reason, 92)
     lines = ["NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD", "", *text.splitlines()]
     lines += ["", "Every log, figure and picture that follows is about the digits."]
     return "\n".join(["#" * 98, *(f"#  {line:<93} #" for line in lines), "#" * 98])
+
+
+class BatchDataset(Dataset):
+    """Returns B images ``(B, 3, 32, 32)`` and labels ``(B,)`` at once for B indices.
+
+    A DataLoader asks a data set that has ``__getitems__`` for whole batches. To transform 512 images at
+    once costs less than to transfer them from a worker process.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.transform(self.images[indices]), self.labels[indices]
+
+
+def train_transform(data: ImageData, recipe: Recipe) -> Compose:
+    """Crop, flip, cutout and normalize, each if the recipe asks for it."""
+    crop = [RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
+    cutout = [CutOut(recipe.cutout, fill=data.mean)] if recipe.cutout else []
+    return Compose([*crop, RandomHorizontalFlip(), *cutout, data.normalize])
+
+
+def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[DataLoader, DataLoader]:
+    """Training batches, shuffled and augmented, and test batches in order, both on ``device``."""
+    train_set = BatchDataset(data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe))
+    train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=no_collate)
+    return train_loader, make_test_loader(data, data.normalize, recipe.batch_size, device)
+
+
+def make_test_loader(data: ImageData, normalize: Normalize, batch_size: int, device: torch.device) -> DataLoader:
+    """Test batches in order on ``device``."""
+    test_set = BatchDataset(data.test_images.to(device), data.test_labels.to(device), normalize)
+    return DataLoader(test_set, batch_size, collate_fn=no_collate)
+
+
+def no_collate(batch: Any) -> tuple[Tensor, Tensor]:
+    """The data set returns whole batches: there is nothing to collate."""
+    return batch

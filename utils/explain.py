@@ -1,14 +1,34 @@
-"""What a trained network does with an image: where it looks, how much of the signal survives, where attention lies."""
+"""What a network is made of and what it does: its layers, Grad-CAM, the singular values of its signal, attention maps."""
 
 import copy
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torchinfo import summary
+from torchinfo.enums import Units
 
 from models.model9 import TransformerModel
 
+COLUMNS = ("kernel_size", "output_size", "num_params", "mult_adds")
 SMALLEST_MAP = 5  # pixels a side: on a coarser map Grad-CAM says little, and the assignment forbids it
+
+
+def model_table(model: nn.Module, batch_size: int = 20) -> str:
+    """torchinfo's table for a batch of 3×32×32 images: kernels, shapes, parameters, mult-adds."""
+    table = summary(
+        model,
+        input_size=(batch_size, 3, 32, 32),
+        col_names=COLUMNS,
+        row_settings=("var_names",),
+        col_width=17,
+        device="cpu",
+        verbose=0,
+    )
+    text = str(table)
+    for unit in Units:  # since Python 3.11 torchinfo prints "Units.MEGABYTES" where it means "M"
+        text = text.replace(str(unit), unit.value)
+    return text
 
 
 def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:

@@ -3,20 +3,18 @@
 from torch import nn
 from torch.optim import SGD, Adam
 
-from utils.recipes import Recipe
 
-
-def adam(model: nn.Module, recipe: Recipe) -> Adam:
+def adam(model: nn.Module, weight_decay: float) -> Adam:
     """Session 9's optimizer, as its assignment asks."""
-    return Adam(decay_convolutions(model, recipe.weight_decay))
+    return Adam(parameter_groups(model, weight_decay))
 
 
-def sgd(model: nn.Module, recipe: Recipe) -> SGD:
+def sgd(model: nn.Module, weight_decay: float) -> SGD:
     """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step."""
-    return SGD(decay_convolutions(model, recipe.weight_decay), momentum=0.9, nesterov=True)
+    return SGD(parameter_groups(model, weight_decay), momentum=0.9, nesterov=True)
 
 
-def decay_convolutions(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups for an optimizer: weight decay on the convolutions' weights, none on anything else.
 
     A BatchNorm follows every convolution, so the size of its weights changes nothing that the network

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from utils.history import History
+from utils.training import History
 
 TRAIN, TEST = "tab:blue", "tab:orange"
 
@@ -105,18 +105,24 @@ def loss_and_accuracy(history: History, data_name: str) -> Figure:
 
 
 def lr_finder(
-    lrs: Sequence[float], losses: Sequence[float], edge: float, suggestion: float, data_name: str, rises: bool = True
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    divergence_lr: float,
+    diverges: bool,
+    suggestion: float,
+    data_name: str,
 ) -> Figure:
-    """The loss of the range test over the learning rate, where it rises again or the search ended, and the rate that
-    this suggests."""
+    """The loss of the range test over the learning rate, where it rises again, and the suggested max LR.
+
+    See ``utils.schedule.LRSearch``.
+    """
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    ax.axvline(
-        edge, color="gray", linestyle=":", label=f"{'rises again at' if rises else 'the search ended at'} {edge:.4f}"
-    )
-    share = "a third" if math.isclose(edge, 3 * suggestion) else f"1/{edge / suggestion:.0f}"
+    what = "rises again at" if diverges else "the search ended at"
+    ax.axvline(divergence_lr, color="gray", linestyle=":", label=f"{what} {divergence_lr:.4f}")
+    share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
     ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, {share} of it")
-    # What follows divergence would press the interesting part flat.
+    # The losses after divergence would flatten the interesting part.
     ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
     ax.grid(alpha=0.3)

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from utils.settings import smoke
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -40,18 +38,6 @@ class Recipe:
     def for_epochs(self, epochs: int) -> "Recipe":
         """The recipe over ``epochs`` epochs, the top of its cycle at the same share of them."""
         return replace(self, epochs=epochs, top_epoch=max(1, round(self.top_epoch * epochs / self.epochs)))
-
-
-def __getattr__(name: str) -> bool:
-    """``SMOKE``, as the notebooks import it: read when they do, not when this module is."""
-    if name == "SMOKE":
-        return smoke()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def short(recipe: Recipe) -> Recipe:
-    """The two epochs of smoke mode."""
-    return recipe.for_epochs(2)
 
 
 SESSION9 = Recipe(

@@ -2,13 +2,11 @@
 
 import contextlib
 import io
-import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch_lr_finder.lr_finder
@@ -19,59 +17,50 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
-from utils.device import HALF, room_for
-from utils.errors import FileError, TrainingError
-from utils.files import replace_file
-from utils.progress import progress
+from utils.machine.device import AUTOCAST_DTYPES, explain_out_of_memory
+from utils.machine.errors import TrainingError
+from utils.machine.progress import progress
 from utils.recipes import Recipe
-from utils.settings import smoke
-
-STEPS, SMOKE_STEPS = 120, 24  # of the range test: 20 for every factor of ten, in smoke mode 4
 
 
 @dataclass(frozen=True)
 class LRSearch:
-    """What the range test saw: the smoothed loss at each learning rate, the ``edge`` where it rises again, or, if it
-    does not, where the search ended, and what that suggests."""
+    """The result of a range test: the smoothed loss at each learning rate, and the max LR that follows from it.
+
+    ``divergence_lr`` is the learning rate at which the loss rises again. If it never does (``diverges`` is False), it
+    is the last learning rate of the search.
+    """
 
     lrs: list[float]
     losses: list[float]
-    edge: float
-    rises: bool
+    divergence_lr: float
+    diverges: bool
     suggestion: float
 
     def __str__(self) -> str:
-        what = "The loss rises again at" if self.rises else "The loss does not rise again: the search ended at"
-        return f"{what} LR {self.edge:.4f}: suggested max LR {self.suggestion:.4f}"
+        what = "The loss rises again at" if self.diverges else "The loss does not rise again: the search ended at"
+        return f"{what} LR {self.divergence_lr:.4f}: suggested max LR {self.suggestion:.4f}"
 
 
 def find_lr(
-    model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, folder: Path
+    model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, steps: int = 120
 ) -> LRSearch:
-    """Raise the learning rate from 1e-5 to 10 over 120 training batches and see where the loss rises again.
+    """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 
-    The one-cycle policy wants the highest learning rate that is safe, so the suggestion is a third of
-    the edge: the rate at which the smoothed loss, past its minimum, has risen a tenth above its start.
-    (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at first
-    it was found anywhere from 3e-5 to 0.06.) Below 512 images a batch it falls with the root of their
-    number: the noise of small batches, which throws a whole run off its course, does not show in so
-    few steps. Everything is put back afterwards: weights, optimizer, random state, train or eval mode. The
-    result is kept in ``folder``: a run that resumes there keeps its learning rate.
+    The one-cycle policy needs the highest safe learning rate, so the suggestion is a third of the
+    divergence rate: the learning rate at which the smoothed loss, past its minimum, exceeds its start by a
+    tenth. (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at
+    first it was anywhere from 3e-5 to 0.06.) For batches smaller than 512, the suggestion is scaled by the
+    square root of their size: the noise of small batches can derail a long run but does not show in so few
+    steps. Weights, optimizer, random state and train or eval mode are restored afterwards.
 
-    Source: Smith, https://arxiv.org/abs/1506.01186, as built in torch-lr-finder.
+    Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 
     Raises:
-        TrainingError: the loss became infinite before there was anything to judge by, or a GPU's memory is too small.
-        FileError: what an earlier search left in ``folder`` cannot be read.
+        TrainingError: the loss became infinite too early to judge, or the GPU runs out of memory.
     """
-    kept = folder / "lr_finder.json"
-    if kept.exists():
-        try:
-            return LRSearch(**json.loads(kept.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise FileError(f"{kept} cannot be read: remove it, and the LR finder runs again.") from error
-    device, was_training, steps = accelerator.device, model.training, SMOKE_STEPS if smoke() else STEPS
-    dtype = HALF.get(accelerator.mixed_precision)
+    device, was_training = accelerator.device, model.training
+    dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
     finder = LRFinder(
         model,
         optimizer,
@@ -82,8 +71,8 @@ def find_lr(
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     gpus = [device] if device.type == "cuda" else []
-    size = train_loader.batch_size or 1
-    with room_for(size), torch.random.fork_rng(devices=gpus), our_bar():
+    batch_size = train_loader.batch_size or 1
+    with explain_out_of_memory(batch_size), torch.random.fork_rng(devices=gpus), project_progress_bar():
         try:
             finder.range_test(train_loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
         finally:
@@ -96,29 +85,29 @@ def find_lr(
             f"LR finder: the loss was infinite after {finite} of {steps} steps: check the images for wrong values."
         )
     lrs, losses = lrs[:finite], losses[:finite]
-    edge = edge_of(lrs, losses)
-    rises = edge < lrs[-1] or len(lrs) < steps  # a search is broken off where the loss has risen fivefold
-    noise = min(1.0, math.sqrt(size / 512))
-    search = LRSearch(lrs, losses, edge, rises, edge / 3 * noise)
-    replace_file(kept, lambda part: part.write_text(json.dumps(asdict(search)), "utf-8"))
-    return search
+    divergence_lr = find_divergence(lrs, losses)
+    diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
+    noise = min(1.0, math.sqrt(batch_size / 512))
+    return LRSearch(lrs, losses, divergence_lr, diverges, divergence_lr / 3 * noise)
 
 
 @contextlib.contextmanager
-def our_bar() -> Iterator[None]:
-    """Within it torch-lr-finder shows our bar, for its own is a widget, which a saved notebook shows empty, and
-    keeps silent otherwise."""
-    theirs = torch_lr_finder.lr_finder.tqdm
+def project_progress_bar() -> Iterator[None]:
+    """Make torch-lr-finder use the project's progress bar and print nothing else.
+
+    Its own bar is a widget, which stays empty in a saved notebook.
+    """
+    original = torch_lr_finder.lr_finder.tqdm
     torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        torch_lr_finder.lr_finder.tqdm = theirs
+        torch_lr_finder.lr_finder.tqdm = original
 
 
-def edge_of(lrs: list[float], losses: list[float]) -> float:
-    """The learning rate at which the loss, past its minimum, has risen a tenth above its start; else the last."""
+def find_divergence(lrs: list[float], losses: list[float]) -> float:
+    """The learning rate at which the loss, past its minimum, exceeds its start by a tenth, or the last one."""
     start = sum(losses[:10]) / 10
     lowest = losses.index(min(losses))
     return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > 1.1 * start), lrs[-1])

@@ -1,7 +1,8 @@
-"""The loop that students come to read: train and test one epoch, and fit, which repeats them."""
+"""The training loop: train() and test() run one epoch, fit() repeats them, predict() returns logits."""
 
 import time
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +13,27 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
-from utils.checkpoint import resume, save_checkpoint
-from utils.device import compile_where_it_pays, room_for, use_precision
-from utils.errors import TrainingError
-from utils.files import load_tensors, replace_file
-from utils.history import History
-from utils.progress import progress
+from utils.machine.device import explain_out_of_memory
+from utils.machine.errors import TrainingError
+from utils.machine.progress import progress
 from utils.recipes import Recipe
-from utils.schedule import one_cycle
+
+
+@dataclass
+class History:
+    """What a run has measured: one entry per epoch, except ``step_lr`` (one per step) and ``log`` (two lines per epoch).
+
+    Accuracies are in percent.
+    """
+
+    lr: list[float] = field(default_factory=list)  # of the epoch's last step
+    train_loss: list[float] = field(default_factory=list)  # mean over the images, in training mode
+    train_accuracy: list[float] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # training and testing
+    step_lr: list[float] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)  # as printed
 
 
 def train(
@@ -59,7 +73,7 @@ def train(
             # A look at the numbers waits for the GPU: only when the bar is drawn, once a second.
             last = batch == len(loader) - 1
             if bar.update() or last:
-                seen = running(losses, hits, sizes, lrs, epoch)
+                seen = totals(losses, hits, sizes, lrs, epoch)
                 if last:
                     seen = accelerator.reduce(seen.to(accelerator.device, torch.float32))  # the sum over all processes
                 loss_sum, right, images_seen = seen.tolist()
@@ -73,7 +87,7 @@ def train(
     return mean_loss, accuracy, lrs, line
 
 
-def running(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
+def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
     """The sum of the losses of the images seen so far, how many are right, how many there are; TrainingError
     if a loss is not finite."""
     loss = torch.stack(losses).cpu().double()
@@ -146,41 +160,36 @@ def flip_averaged_accuracy(model: nn.Module, loader: DataLoader, logits: Tensor)
 def fit(
     model: nn.Module,
     optimizer: Optimizer,
+    scheduler: LRScheduler,
     loaders: tuple[DataLoader, DataLoader],
     recipe: Recipe,
-    max_lr: float,
     accelerator: Accelerator,
-    folder: Path,
+    history: History | None = None,
+    after_epoch: Callable[[History], None] = lambda history: None,
 ) -> History:
-    """Train ``model`` in place by the one-cycle policy and test it after every epoch.
+    """Train ``model`` in place and test it after every epoch, up to ``recipe.epochs`` epochs.
 
-    Run by several processes, each trains on its share of every batch, and the first one writes. After
-    each epoch ``folder`` holds the log, the history and a checkpoint up to there. If it holds a
-    checkpoint before, the run resumes from there and ends exactly as if it had never stopped.
+    With several processes, each trains on its share of every batch.
+
+    Args:
+        model, optimizer, loaders: as ``accelerator.prepare`` returned them.
+        scheduler: stepped after every batch.
+        history: of the epochs that are already done; training continues after them.
+        after_epoch: called with the history after every epoch, for example to save a checkpoint.
 
     Raises:
-        TrainingError: the loss is no longer finite, or a GPU's memory too small; finished epochs are in ``folder``.
-        FileError: ``folder`` cannot be written, or its checkpoint is damaged or of another run.
+        TrainingError: the loss is no longer finite, or the GPU runs out of memory.
     """
-    checkpoint = folder / "checkpoint.pt"
-    saved = load_tensors(checkpoint) if checkpoint.exists() else None
-    use_precision(accelerator, saved.get("precision", "auto") if saved else recipe.precision)
-    scheduler = one_cycle(optimizer, max_lr, recipe, batches=len(loaders[0]))
-    prepared, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
-    if recipe.compile:
-        compile_where_it_pays(prepared, accelerator, steps=recipe.epochs * len(train_loader))
-    history = History()
-    if saved is not None:
-        history = resume(checkpoint, saved, model, optimizer, scheduler, train_loader, accelerator)
-        accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
+    history = history or History()
+    train_loader, test_loader = loaders
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
-        with room_for(recipe.batch_size):
+        with explain_out_of_memory(recipe.batch_size):
             train_loss, train_accuracy, lrs, train_line = train(
-                prepared, train_loader, optimizer, scheduler, accelerator, recipe, epoch
+                model, train_loader, optimizer, scheduler, accelerator, recipe, epoch
             )
-            refresh_batchnorm(prepared, train_loader.dataset, recipe.batch_size, accelerator)
-            test_loss, test_accuracy, test_line = test(prepared, test_loader, accelerator)
+            refresh_batchnorm(model, train_loader.dataset, recipe.batch_size, accelerator)
+            test_loss, test_accuracy, test_line = test(model, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
         history.lr.append(lrs[-1])
@@ -191,10 +200,5 @@ def fit(
         history.seconds.append(time.perf_counter() - start)
         history.step_lr += lrs
         history.log += [train_line, test_line]
-        measured = {"lr": lrs[-1], "train/loss": train_loss, "train/accuracy": train_accuracy}
-        accelerator.log(measured | {"test/loss": test_loss, "test/accuracy": test_accuracy}, step=epoch)
-        save_checkpoint(checkpoint, model, optimizer, scheduler, train_loader, accelerator, history)
-        if accelerator.is_main_process:
-            replace_file(folder / "training_log.txt", history.write_log)
-            replace_file(folder / "history.csv", history.write_csv)
+        after_epoch(history)
     return history

@@ -31,14 +31,14 @@ class RandomCrop:
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
         window = torch.arange(self.size, device=images.device) - self.padding
-        rows = mirrored(top[:, None, None] + window[:, None], images.shape[-2])  # (B, size, 1)
-        columns = mirrored(left[:, None, None] + window, images.shape[-1])  # (B, 1, size)
+        rows = reflect(top[:, None, None] + window[:, None], images.shape[-2])  # (B, size, 1)
+        columns = reflect(left[:, None, None] + window, images.shape[-1])  # (B, 1, size)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
         crops = images[batch, :, rows, columns]  # (B, size, size, C)
         return crops.permute(0, 3, 1, 2)  # (B, C, size, size), channels-last in memory
 
 
-def mirrored(places: Tensor, side: int) -> Tensor:
+def reflect(places: Tensor, side: int) -> Tensor:
     """Places beyond 0 … ``side`` − 1, reflected in the first or the last: −1 → 1, ``side`` → ``side`` − 2."""
     last = side - 1
     return last - (last - places.abs()).abs()

@@ -21,7 +21,7 @@ class FileError(UserError):
     """A run's file or folder cannot be read or written, or is of another run."""
 
 
-def end_unread() -> NoReturn:
+def exit_on_broken_pipe() -> NoReturn:
     """End quietly where nobody reads the output any more (``| head``); what a flush at exit writes goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import FileError
+from utils.machine.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -30,6 +30,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as a whole file; FileError if that is not possible."""
+    replace_file(path, lambda part: part.write_bytes(text.encode()))
 
 
 def save_tensors(path: Path, content: dict) -> None:

@@ -1,4 +1,4 @@
-"""Show a finished run in the repository: ``python -m utils.publish 9``.
+"""Show a finished run in the repository: ``python -m tools.publish 9``.
 
 Copies the executed notebook, the log and the pictures over those that the repository shows, and the
 figures into the README. Refuses anything but a whole run on CIFAR-10, so that trying the program
@@ -8,6 +8,7 @@ never touches what is shown.
 import argparse
 import csv
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -15,10 +16,11 @@ from pathlib import Path
 
 import nbformat
 
-from utils import recipes
-from utils.errors import FileError
-from utils.files import replace_file
-from utils.settings import runs_folder
+from utils.data import is_cifar10
+from utils.machine.errors import FileError
+from utils.machine.files import replace_file
+from utils.machine.settings import runs_folder
+from utils.sessions import SESSIONS
 
 FILES = ("run.json", "history.csv", "training_log.txt")
 OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small enough to be shown, and `main.py classify` uses it
@@ -30,34 +32,31 @@ class NotPublishable(Exception):
 
 def files(session: int) -> tuple[str, ...]:
     """What a run of ``session`` hands to the repository, besides its notebook."""
-    from utils.sessions import SESSIONS  # here, because PyTorch takes seconds to import
-
     return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *OWN[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:
     """Copy ``runs/session<N>/`` under ``root`` over what the repository shows, if it is fit to be shown."""
-    recipe = getattr(recipes, f"SESSION{session}")
-    notebook = f"{recipe.name}_assignment.ipynb"
-    run = root / runs_folder() / recipe.name
-    static = root / "static" / recipe.name
-    check(run, recipe, root / notebook)
+    name = f"session{session}"
+    notebook = f"{name}_assignment.ipynb"
+    run = root / runs_folder() / name
+    static = root / "static" / name
+    check(run, session, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
-    for name in files(session):
-        replace_file(static / name, partial(shutil.copyfile, run / name))
+    for file in files(session):
+        replace_file(static / file, partial(shutil.copyfile, run / file))
     replace_file(root / notebook, partial(shutil.copyfile, run / notebook))
     readme = (root / "README.md").read_text("utf-8")
-    readme = fill(readme, "results", results_table(root / "static"))
+    readme = fill_section(readme, "results", results_table(root / "static"))
     log = (run / "training_log.txt").read_text("utf-8")
-    readme = fill(readme, f"{recipe.name}-log", f"\n```text\n{log}```\n")
+    readme = fill_section(readme, f"{name}-log", f"\n```text\n{log}```\n")
     replace_file(root / "README.md", lambda part: part.write_text(readme, "utf-8"))
 
 
-def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
+def check(run: Path, session: int, notebook: Path) -> None:
     """NotPublishable if the run is not a whole one on CIFAR-10 of the notebook as it is now."""
-    from utils.data import is_cifar10
-
-    missing = [name for name in (*files(recipe.session), notebook.name) if not (run / name).exists()]
+    recipe = SESSIONS[session].recipe
+    missing = [name for name in (*files(session), notebook.name) if not (run / name).exists()]
     if missing:
         raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))
@@ -74,7 +73,9 @@ def check(run: Path, recipe: recipes.Recipe, notebook: Path) -> None:
             f"{run} has {epochs} of {recipe.epochs} epochs: let `make {recipe.name}` train all of them first"
         )
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
-    if [cell.source for cell in ran] != [cell.source for cell in shown]:
+    # The repository's address may differ: `make colab` writes it after a run as well.
+    sources = [[re.sub('REPOSITORY = ".*"', "", cell.source) for cell in cells] for cells in (ran, shown)]
+    if sources[0] != sources[1]:
         raise NotPublishable(f"{notebook.name} has changed since the run in {run}: run it again")
     code = [cell for cell in ran if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
@@ -109,13 +110,13 @@ def results_table(static: Path) -> str:
     return "\n".join(["", *lines, ""])
 
 
-def fill(text: str, name: str, content: str) -> str:
+def fill_section(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
-    head, _, tail = at_marks(text, name)
+    head, _, tail = split_at_marks(text, name)
     return f"{head}\n{content}\n{tail}"
 
 
-def at_marks(text: str, name: str) -> tuple[str, str, str]:
+def split_at_marks(text: str, name: str) -> tuple[str, str, str]:
     """``text`` up to the mark ``<!-- name -->``, between the marks, and from ``<!-- /name -->`` on."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
@@ -126,8 +127,8 @@ def at_marks(text: str, name: str) -> tuple[str, str, str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m utils.publish", description="Show a finished run here.")
-    parser.add_argument("session", type=int, choices=OWN)
+    parser = argparse.ArgumentParser(prog="python -m tools.publish", description="Show a finished run here.")
+    parser.add_argument("session", type=int, choices=SESSIONS)
     session = parser.parse_args().session
     try:
         publish(session)

@@ -1,4 +1,4 @@
-"""Run a session's notebook from top to bottom: ``python -m utils.execute 9``.
+"""Run a session's notebook from top to bottom: ``python -m tools.execute 9``.
 
 What the cells print is shown as it comes; the executed notebook goes to the run's folder.
 """
@@ -14,9 +14,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.errors import FileError, end_unread
-from utils.files import replace_file
-from utils.settings import run_folder
+from utils.machine.errors import FileError, exit_on_broken_pipe
+from utils.machine.files import replace_file
+from utils.machine.settings import run_folder
 
 
 class EchoingClient(NotebookClient):
@@ -66,7 +66,7 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
     return CoalesceStreamsPreprocessor().preprocess(content, {})[0]
 
 
-def keep(content: nbformat.NotebookNode, name: str) -> Path:
+def save_notebook(content: nbformat.NotebookNode, name: str) -> Path:
     """Write the executed notebook ``name`` to its run's folder, which is answered."""
     folder = run_folder(name.removesuffix("_assignment.ipynb"))
     replace_file(folder / name, lambda part: nbformat.write(content, part))
@@ -74,19 +74,19 @@ def keep(content: nbformat.NotebookNode, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m utils.execute", description="Run a session's notebook.")
+    parser = argparse.ArgumentParser(prog="python -m tools.execute", description="Run a session's notebook.")
     parser.add_argument("session", type=int, choices=(7, 8, 9))
     session = f"session{parser.parse_args().session}"
     notebook = Path(f"{session}_assignment.ipynb")
     try:
-        folder = keep(execute(notebook), notebook.name)
+        folder = save_notebook(execute(notebook), notebook.name)
         print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/", flush=True)
     except CellExecutionError as error:
         sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
     except FileError as error:
         sys.exit(f"\n{error}")
     except BrokenPipeError:
-        end_unread()
+        exit_on_broken_pipe()
     except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
         sys.exit(
             f"\n{notebook} was stopped, by you or because memory ran out. Every finished epoch is kept: "

@@ -19,12 +19,12 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 
-from utils.errors import TrainingError
-from utils.recipes import Recipe
+from utils.machine.errors import TrainingError
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
+ROOT = Path(__file__).parents[2]
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch's names and accelerate's
-WORTH_IT = 1.15  # a speed-up below this is noise
+MIN_SPEEDUP = 1.15  # a speed-up below this is noise
 
 
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
@@ -32,14 +32,17 @@ def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precisi
 
     Args:
         tensorboard: the folder whose subfolder of that name TensorBoard will read.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``, the fastest that is safe; of several
-            processes all take the first one's.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, the fastest that is safe; of
+            several processes all take the first one's.
     """
     # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
     sharing = DataLoaderConfiguration(split_batches=True)
     keep_freed_memory()
     PartialState(cpu=cpu)  # knows the other processes
     AcceleratorState._reset_state()  # an earlier accelerator's precision does not bind this one
+    if precision == "float16" and PartialState().device.type == "cpu":
+        PartialState().print("The run began in float16, which needs a GPU: it is resumed in float32.", flush=True)
+        precision = "float32"
     mixed_precision = PRECISIONS.get(precision) or broadcast_object_list([fastest_precision(cpu)])[0]
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
@@ -71,7 +74,7 @@ def fastest_precision(cpu: bool = False) -> str:
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
         return "no"
-    return "bf16" if bfloat16_speedup() >= WORTH_IT else "no"
+    return "bf16" if bfloat16_speedup() >= MIN_SPEEDUP else "no"
 
 
 @cache
@@ -96,20 +99,6 @@ def bfloat16_speedup(size: int = 8, side: int = 768) -> float:
 def precision_of(accelerator: Accelerator) -> str:
     """PyTorch's name of the precision that ``accelerator`` computes in."""
     return next(name for name, value in PRECISIONS.items() if value == accelerator.mixed_precision)
-
-
-def use_precision(accelerator: Accelerator, precision: str) -> None:
-    """Let ``accelerator``, which has prepared nothing yet, compute in ``precision``: a run that is resumed keeps the
-    one that it began in, so that its second half is comparable with its first."""
-    if precision == "float16" and accelerator.device.type == "cpu":
-        accelerator.print("The run began in float16, which needs a GPU: it is resumed in float32.", flush=True)
-        precision = "float32"
-    if precision in ("auto", precision_of(accelerator)):
-        return
-    # accelerate lets the precision be chosen only once a process; these three are all that depends on it.
-    AcceleratorState._shared_state["_mixed_precision"] = PRECISIONS[precision]
-    accelerator.native_amp = precision != "float32"
-    accelerator.scaler = torch.amp.GradScaler(accelerator.device.type) if precision == "float16" else None
 
 
 def keep_freed_memory() -> None:
@@ -146,7 +135,7 @@ def can_compile() -> bool:
 
 
 @contextlib.contextmanager
-def room_for(batch_size: int) -> Iterator[None]:
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     """TrainingError that says which batch size to try, where a GPU's memory is too small for ``batch_size`` images."""
     try:
         yield
@@ -167,12 +156,12 @@ def describe(accelerator: Accelerator) -> str:
     return f"{times}{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {precision}"
 
 
-def time_hint(accelerator: Accelerator, recipe: Recipe) -> str:
-    """What someone without a GPU should know: how long the published run took, and where GPUs are; "" with one."""
+def time_hint(accelerator: Accelerator, name: str) -> str:
+    """For those without a GPU: how long the published run ``name`` took, and where to get a GPU; "" with one."""
     if accelerator.device.type != "cpu":
         return ""
-    hint = "There is no GPU here (Colab lends one: Runtime → Change runtime type → T4 GPU)."
-    published = Path(__file__).parents[1] / "static" / recipe.name / "run.json"
+    hint = "There is no GPU here (Colab has free ones: Runtime → Change runtime type → T4 GPU)."
+    published = ROOT / "static" / name / "run.json"
     if published.exists():
         facts = json.loads(published.read_text("utf-8"))
         minutes = facts["epochs"] * facts["seconds_per_epoch"] / 60

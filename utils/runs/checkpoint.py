@@ -1,5 +1,7 @@
-"""What a run keeps on disk: its whole state after each epoch, and the trained network."""
+"""What a run saves: its whole state after each epoch, its log and history, and the trained network."""
 
+import csv
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.data import ImageData
-from utils.device import precision_of
-from utils.errors import FileError
-from utils.files import load_tensors, save_tensors
-from utils.history import History
+from utils.machine.device import precision_of
+from utils.machine.errors import FileError
+from utils.machine.files import load_tensors, save_tensors, write_text
+from utils.training import History
 
 
 def save_checkpoint(
@@ -33,7 +35,7 @@ def save_checkpoint(
     """
     random = gather_object([torch.get_rng_state()])  # one a process
     random_gpu = gather_object([torch.cuda.get_rng_state()] if accelerator.device.type == "cuda" else [])
-    order = shuffling(train_loader)
+    order = shuffle_generator(train_loader)
     if not accelerator.is_main_process:
         return
     content = {
@@ -50,29 +52,28 @@ def save_checkpoint(
     save_tensors(path, content)
 
 
-def shuffling(train_loader: DataLoader) -> torch.Generator | None:
-    """What several processes draw the common order of the images from; a single one draws it from PyTorch's own."""
+def shuffle_generator(train_loader: DataLoader) -> torch.Generator | None:
+    """The generator from which several processes draw their common order of the images; one process uses PyTorch's."""
     return getattr(train_loader, "synchronized_generator", None)
 
 
-def resume(
+def restore_checkpoint(
     path: Path,
-    content: dict,
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler,
     train_loader: DataLoader,
     accelerator: Accelerator,
 ) -> History:
-    """Put everything back to where ``save_checkpoint`` saw it, on whatever device it is now.
+    """Restore the state that ``save_checkpoint`` saved, on whatever device it is now.
 
-    ``content`` is what ``load_tensors`` read from ``path``. Where the number of processes has changed, the random
-    numbers go on from where this process has seeded them.
+    If the number of processes has changed, the random state stays as this process has seeded it.
 
     Raises:
-        FileError: it was saved by a run of another network or optimizer.
+        FileError: the file is damaged, or was saved by a run of another network or optimizer.
     """
-    order, rank = shuffling(train_loader), accelerator.process_index
+    content = load_tensors(path)
+    order, rank = shuffle_generator(train_loader), accelerator.process_index
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
@@ -88,6 +89,18 @@ def resume(
         return History(**content["history"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FileError(f"{path} was saved by another run: move it away to train from the start.") from error
+
+
+def write_history(folder: Path, history: History) -> None:
+    """Write ``training_log.txt`` and ``history.csv``: one row per epoch, counted from 1."""
+    write_text(folder / "training_log.txt", "\n".join(history.log) + "\n")
+    columns = ["lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["epoch", *columns])
+    for epoch, row in enumerate(zip(*(getattr(history, column) for column in columns)), start=1):
+        writer.writerow([epoch, *(f"{value:.6g}" for value in row)])
+    write_text(folder / "history.csv", buffer.getvalue())
 
 
 def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) -> None:

@@ -1,0 +1,225 @@
+"""A run: one training of a session, with its device, its folder, its checkpoint and its pictures."""
+
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from utils.data import ImageData, make_loaders
+from utils.machine.device import compile_where_it_pays, describe, make_accelerator, precision_of, time_hint
+from utils.machine.errors import FileError, TrainingError
+from utils.machine.files import load_tensors, write_text
+from utils.machine.settings import run_folder, smoke
+from utils.runs.checkpoint import restore_checkpoint, save_checkpoint, save_weights, write_history
+from utils.runs.folder import is_unfinished, open_folder
+from utils.runs.submission import repository, summary, write_submission
+from utils.schedule import LRSearch, find_lr, one_cycle
+from utils.sessions import Session
+from utils.training import History, fit, flip_averaged_accuracy, predict
+
+SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
+
+
+@dataclass
+class Run:
+    """One training of a session, step by step: open, build, find_lr, fit, finish; show and submission display it.
+
+    All files go to ``folder``. A run that was interrupted resumes after its last whole epoch. Of several
+    processes, each trains and the first one writes.
+    """
+
+    session: Session  # its recipe is the one that this run trains with
+    data: ImageData
+    accelerator: Accelerator
+    folder: Path
+    loaders: tuple[DataLoader, DataLoader]  # training and test batches, on the device
+    model: nn.Module = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    search: LRSearch | None = field(default=None, init=False)
+    max_lr: float = field(init=False)
+    history: History = field(default_factory=History, init=False)
+
+    @classmethod
+    def open(
+        cls,
+        session: Session,
+        data: ImageData,
+        max_lr: float | None = None,
+        *,
+        name: str | None = None,
+        cpu: bool = False,
+        tensorboard: bool = False,
+        must_resume: bool = False,
+        epochs: int | None = None,
+        **changes,
+    ) -> "Run":
+        """Choose the device, adapt the recipe to the data and open the run's folder.
+
+        Args:
+            max_lr: if it is given, it belongs to what makes two runs the same.
+            name: of the run's folder; default: the session's name.
+            must_resume: whether it is an error if there is nothing to resume.
+            epochs: instead of the recipe's; in smoke mode the default is 2.
+            **changes: other fields of the recipe, for example ``seed=1``.
+
+        Raises:
+            TrainingError: there is nothing to resume, but ``must_resume``.
+            FileError: the folder cannot be written, is in use, or its checkpoint is damaged.
+        """
+        processes = PartialState(cpu=cpu).num_processes
+        recipe = session.recipe.for_images(len(data.train_labels))
+        recipe = recipe.for_epochs(epochs or (SMOKE_EPOCHS if smoke() else recipe.epochs))
+        recipe = replace(recipe, **changes)
+        size = max(recipe.batch_size - recipe.batch_size % processes, processes)  # an equal share for each process
+        recipe = replace(recipe, batch_size=size)
+
+        folder = run_folder(name or recipe.name)
+        plan = {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
+        resumes = is_unfinished(folder, plan)
+        if must_resume and not resumes:
+            raise TrainingError(
+                f"{folder}/ holds no unfinished run of these options: "
+                "give the options that it was started with, or start one without --resume."
+            )
+        checkpoint = folder / "checkpoint.pt"
+        # The second half of a run must be comparable with its first: it keeps its precision.
+        saved = load_tensors(checkpoint).get("precision") if resumes and checkpoint.exists() else None
+        accelerator = make_accelerator(cpu, folder if tensorboard else None, saved or recipe.precision)
+        if accelerator.is_main_process:
+            open_folder(folder, plan)
+        accelerator.init_trackers("tensorboard")
+        set_seed(recipe.seed)
+        loaders = make_loaders(data, recipe, accelerator.device)
+        return cls(replace(session, recipe=recipe), data, accelerator, folder, loaders)
+
+    def __str__(self) -> str:
+        """The device, a hint for those without a GPU, and the data."""
+        hint = time_hint(self.accelerator, self.session.recipe.name)
+        return "\n".join(filter(None, [describe(self.accelerator), hint, str(self.data)]))
+
+    def build(self) -> nn.Module:
+        """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation."""
+        recipe = self.session.recipe
+        set_seed(recipe.seed, device_specific=True)
+        self.model = self.session.network().to(self.accelerator.device).to(memory_format=torch.channels_last)
+        self.optimizer = self.session.optimizer(self.model, recipe.weight_decay)
+        return self.model
+
+    def find_lr(self) -> LRSearch:
+        """Run the LR range test, or read the result of the run that resumes."""
+        file = self.folder / "lr_finder.json"
+        with self.accelerator.main_process_first():  # it searches, the other processes read its result
+            if not file.exists():
+                steps = {"steps": SMOKE_SEARCH_STEPS} if smoke() else {}
+                search = find_lr(self.model, self.optimizer, self.loaders[0], self.accelerator, **steps)
+                write_text(file, json.dumps(asdict(search)))
+            try:
+                self.search = LRSearch(**json.loads(file.read_text("utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise FileError(f"{file} cannot be read: remove it, and the LR finder runs again.") from error
+        return self.search
+
+    def fit(self, max_lr: float) -> History:
+        """Train by the one-cycle policy; after each epoch the folder holds the log, the history and a checkpoint.
+
+        A run that resumes ends exactly as if it had never been interrupted.
+        """
+        self.max_lr = max_lr
+        recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
+        accelerator.print(
+            f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}",
+            flush=True,
+        )
+        scheduler = one_cycle(self.optimizer, max_lr, recipe, batches=len(self.loaders[0]))
+        model, optimizer, *loaders = accelerator.prepare(self.model, self.optimizer, *self.loaders)
+        if recipe.compile:
+            compile_where_it_pays(model, accelerator, steps=recipe.epochs * len(loaders[0]))
+        # self.model, because what prepare returned may be wrapped, which would change the keys of the weights
+        state = (self.model, optimizer, scheduler, loaders[0], accelerator)
+        if path.exists():
+            self.history = restore_checkpoint(path, *state)
+            log = self.history.log
+            accelerator.print(f"Resuming after epoch {len(self.history.lr)}:", *log, sep="\n", flush=True)
+
+        def after_epoch(history: History) -> None:
+            last = {name: values[-1] for name, values in asdict(history).items() if name not in ("step_lr", "log")}
+            accelerator.log({name.replace("_", "/"): value for name, value in last.items()}, step=len(history.lr))
+            save_checkpoint(path, *state, history)
+            if accelerator.is_main_process:
+                write_history(self.folder, history)
+
+        fit(model, optimizer, scheduler, tuple(loaders), recipe, accelerator, self.history, after_epoch)
+        return self.history
+
+    @cached_property
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, 10)`` and labels ``(N,)`` of the test images."""
+        return predict(self.model, self.loaders[1])
+
+    @cached_property
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """One batch of augmented training images ``(B, 3, 32, 32)`` and their labels ``(B,)``."""
+        return next(iter(self.loaders[0]))
+
+    def show(self, *names: str) -> None:
+        """Draw pictures of the session, save each as ``<name>.png`` and, in a notebook, display it."""
+        for name in names:
+            figure = self.session.pictures[name](self)
+            figure.savefig(self.folder / f"{name}.png")
+            if self.accelerator.trackers:
+                self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, len(self.history.lr))
+            if "ipykernel" in sys.modules:
+                from IPython.display import display
+
+                display(figure)
+
+    def finish(self) -> dict:
+        """Write ``weights.pt``, the trained network, and ``run.json``, and print the results.
+
+        ``run.json`` holds the data, the recipe, the hardware and the accuracy, in percent; ``flip_averaged``
+        is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
+        """
+        recipe, history, data, accelerator = self.session.recipe, self.history, self.data, self.accelerator
+        save_weights(self.folder / "weights.pt", self.model, recipe.session, data)
+        facts = {
+            "session": recipe.session,
+            "data": data.name,
+            "train_images": len(data.train_labels),
+            "test_images": len(data.test_labels),
+            "smoke": smoke(),
+            "epochs": len(history.lr),
+            "top_epoch": recipe.top_epoch,
+            "batch_size": recipe.batch_size,
+            "first_lr": history.step_lr[0],
+            "max_lr": self.max_lr,
+            "seed": recipe.seed,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "train_accuracy": history.train_accuracy[-1],
+            "test_accuracy": history.test_accuracy[-1],
+        }
+        if self.session.flip_averaged:
+            accuracy = flip_averaged_accuracy(self.model, self.loaders[1], self.predictions[0])
+            facts["flip_averaged"] = round(accuracy, 2)
+        facts |= {
+            "seconds_per_epoch": round(statistics.median(history.seconds), 2),
+            "hardware": describe(accelerator),
+            "precision": precision_of(accelerator),
+            "torch": torch.__version__,
+        }
+        write_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
+        accelerator.end_training()
+        print(summary(facts), flush=True)
+        return facts
+
+    def submission(self) -> str:
+        """What the assignment page asks for, in Markdown; also written to ``submission.md``."""
+        return write_submission(self.folder, self.session.points, repository())
