@@ -1,8 +1,8 @@
-"""The three sessions from a terminal: train one, test what it learned, show it pictures.
+"""The three sessions from the terminal: train a network, test it, classify images with it.
 
 python main.py session9                       train as session9_assignment.ipynb does
 python main.py evaluate --checkpoint FILE     test accuracy of a trained network
-python main.py classify horse.png             what a trained network sees in a picture
+python main.py classify horse.png             the classes that a trained network predicts
 """
 
 import argparse
@@ -20,7 +20,7 @@ DESCRIPTION = __doc__
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line; argparse would print the usage as well."""
+    """Reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
@@ -28,19 +28,19 @@ class OneLineParser(argparse.ArgumentParser):
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def seed(text: str) -> int:
-    """NumPy, which is seeded as well, takes 32 bits."""
+    """NumPy, which is also seeded, accepts 32 bits."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {2**32 - 1}")
     return int(text)
 
 
 def learning_rate(text: str) -> float | None:
-    """A number above 0; None for "find"."""
+    """A positive number, or None for "find"."""
     if text == "find":
         return None
     try:
@@ -48,7 +48,7 @@ def learning_rate(text: str) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f'{text!r} is neither a number above 0 nor "find"')
+        raise argparse.ArgumentTypeError(f'{text!r} is neither a positive number nor "find"')
     return value
 
 
@@ -69,30 +69,28 @@ def make_parser() -> argparse.ArgumentParser:
             recipe.name,
             help=f"train {text}",
             description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
-            "A run that was stopped resumes when the same command is given again.",
+            "An interrupted run resumes when the same command is run again.",
         )
         train.add_argument("--data", help=data)
         train.add_argument("--epochs", type=positive, help=f"default: {recipe.epochs}")
-        train.add_argument("--batch-size", type=positive, help=f"images a step; default: {recipe.batch_size}")
+        train.add_argument("--batch-size", type=positive, help=f"images per step; default: {recipe.batch_size}")
         train.add_argument(
             "--max-lr",
             type=learning_rate,
             metavar="find|LR",
-            help="the highest learning rate (default: find, by the LR finder)",
+            help="the maximum learning rate (default: find it with the LR finder)",
         )
-        train.add_argument("--seed", type=seed, default=0, help="another seed, another run (default: 0)")
+        train.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
         train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
         train.add_argument(
             "--precision",
             choices=("auto", "float32", "bfloat16"),
             default="auto",
-            help="auto: the fastest that is safe here; a run that is resumed keeps its own",
+            help="auto: the fastest safe one on this device; a resumed run keeps its precision",
         )
+        train.add_argument("--resume", action="store_true", help="resume an interrupted run; an error if there is none")
         train.add_argument(
-            "--resume", action="store_true", help="go on with the run that was stopped, or say that there is none"
-        )
-        train.add_argument(
-            "--tensorboard", action="store_true", help="also write what `tensorboard --logdir runs` shows"
+            "--tensorboard", action="store_true", help="also log to TensorBoard (`tensorboard --logdir runs`)"
         )
     evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
     evaluate.add_argument(
@@ -100,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data", help=data)
     evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
-    classify = commands.add_parser("classify", help="what a trained network sees in pictures")
+    classify = commands.add_parser("classify", help="classify images with a trained network")
     classify.add_argument("images", nargs="+", type=existing_path, metavar="IMAGE")
     classify.add_argument(
         "--checkpoint",
@@ -144,7 +142,9 @@ def train(arguments: argparse.Namespace) -> None:
         run.show(*(name for name in session.pictures if name != "lr_finder_plot" or run.search))
         run.finish()
         run.submission()
-        print(f"Log, weights, pictures and submission.md, what the assignment page asks for: {run.folder}/", flush=True)
+        print(
+            f"Log, weights, pictures and submission.md (the answers to the assignment page): {run.folder}/", flush=True
+        )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -156,8 +156,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     classify, data = load_classifier(arguments.checkpoint), load_data(arguments.data)
     if classify.classes != data.classes:
         raise DataError(
-            f"{arguments.checkpoint} tells {', '.join(classify.classes)} apart, {data.name} has other classes: "
-            "give the data it was trained on with --data."
+            f"{arguments.checkpoint} has the classes {', '.join(classify.classes)}, but {data.name} has others: "
+            "use --data to give the data it was trained on."
         )
     accelerator = make_accelerator(cpu=arguments.device == "cpu")
     model, loader = accelerator.prepare(
@@ -177,21 +177,21 @@ def classify(arguments: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    """What the command line says; ``words`` are its arguments, for those who call this from a notebook."""
+    """Run the command line; ``words`` are its arguments, for calls from a notebook."""
     arguments = make_parser().parse_args(words)
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
     try:
         command(arguments)
-        sys.stdout.flush()  # here, where a reader that has gone is still answered
+        sys.stdout.flush()  # here, so that a broken pipe is still caught
     except UserError as error:
         sys.exit(f"main.py: {error}")
     except BrokenPipeError:
         exit_on_broken_pipe()
     except KeyboardInterrupt:
-        kept = " Every finished epoch is kept: the same command resumes after the last one." if command is train else ""
+        kept = " All finished epochs are saved: run the same command again to resume." if command is train else ""
         sys.exit(f"\nStopped.{kept}")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends is answered like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters send it; it is handled like Ctrl-C
     main()

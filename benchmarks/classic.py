@@ -1,7 +1,7 @@
-"""The classic pipeline, what a student would write otherwise: the other side of the throughput benchmark.
+"""The classic pipeline, as students usually write it, for comparison in the throughput benchmark.
 
-torchvision's transforms on one PIL image at a time in a DataLoader with a worker a core, float32,
-contiguous layout, ``.item()`` on every batch.
+torchvision's transforms for one PIL image at a time in a DataLoader with one worker per core, float32,
+contiguous memory, ``.item()`` for every batch.
 """
 
 import os
@@ -22,7 +22,7 @@ WORKERS = os.cpu_count() or 1
 
 
 class PILImages(Dataset):
-    """Labelled PIL images, transformed one by one, as torchvision's CIFAR10 does it."""
+    """Labeled PIL images, transformed one by one, as in torchvision's CIFAR10."""
 
     def __init__(self, images: np.ndarray, labels: list[int], transform: Callable) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -35,7 +35,7 @@ class PILImages(Dataset):
 
 
 def classic_loaders(data: ImageData, session: Session) -> tuple[DataLoader, DataLoader]:
-    """torchvision's counterparts of the recipe's augmentation, a worker a core."""
+    """torchvision's counterparts of the recipe's augmentation, with one worker per core."""
     recipe = session.recipe
     end = [transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
     crop = [transforms.RandomCrop(32, padding=recipe.crop_padding)] if recipe.crop_padding else []
@@ -56,7 +56,7 @@ def classic_loaders(data: ImageData, session: Session) -> tuple[DataLoader, Data
 
 
 class Classic:
-    """The course's loop."""
+    """The training loop of the course."""
 
     def __init__(self, session: Session, data: ImageData) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
 """Accuracy over seeds: ``python -m benchmarks.seeds ours --seeds 0 1 2``.
 
-Trains a variant of session 9 once a seed on the images that DATA names, keeps its log and weights in
-runs/seeds/<variant>-<seed>/, appends its figures to benchmarks/seeds.csv (a run that stands there
-already is not repeated), prints the tables and writes those of CIFAR-10 into the README.
+It trains a variant of session 9 once per seed on the images that DATA names and saves its log and weights
+in runs/seeds/<variant>-<seed>/. The results are appended to benchmarks/seeds.csv and the accuracy of each
+epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints the tables and
+writes those of CIFAR-10 into the README.
 """
 
 import argparse
@@ -26,21 +27,23 @@ from utils.sessions import SESSIONS
 
 SESSION = SESSIONS[9]
 RESULTS = Path(__file__).with_name("seeds.csv")
+HISTORIES = Path(__file__).with_name("histories.csv")
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
            "hardware", "torch"]  # fmt: skip
+HISTORY_COLUMNS = ["variant", "data", "seed", "epoch", "train_accuracy", "test_accuracy"]
 DIVERGED = 20.0  # a run that ends below this test accuracy in percent counts as diverged
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from one rung of the ladder to the next."""
+    """One row of the tables: what differs from the published recipe."""
 
     text: str
-    changes: dict = field(default_factory=dict)  # of the recipe
+    changes: dict = field(default_factory=dict)  # in the recipe
     a: int = 32
     init: str = "ours"
-    max_lr: float | None = None  # None: the LR finder's
+    max_lr: float | None = None  # None: found by the LR finder
 
 
 LARGE = {"batch_size": 512}
@@ -49,9 +52,9 @@ LADDER = {
     "reference": Variant(
         "the public reference's recipe", {**COURSE, "max_grad_norm": math.inf}, init="pytorch", max_lr=0.001
     ),
-    "lr": Variant("+ max LR from our LR finder, gradient's norm cut at 1", COURSE, init="pytorch"),
+    "lr": Variant("+ max LR from the LR finder, gradients clipped to norm 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialization of the blocks", COURSE, init="near_isometry"),
-    "large": Variant("+ our augmentation, convolutions decayed", LARGE, init="near_isometry"),
+    "large": Variant("+ less augmentation, weight decay for the convolutions", LARGE, init="near_isometry"),
     "ours": Variant("+ batches of 128, first convolution from cosine filters: **ours**"),
     "a8_pytorch": Variant("a = 8 with PyTorch's initialization, batches of 512", LARGE, a=8, init="pytorch"),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
@@ -62,7 +65,7 @@ MAX_LRS = {
     for lr in (0.001, 0.003, 0.01, 0.02, 0.04, 0.1)
 } | {"a8_0.04": Variant("a = 8, **ours**, max LR 0.04", a=8, max_lr=0.04)}
 VARIANTS = LADDER | MAX_LRS
-VALIDATION = 5_000  # training images that are held out, to choose recipes by
+VALIDATION = 5_000  # held-out training images
 
 
 def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
@@ -81,6 +84,9 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
         print(error)
         return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
     save_weights(run.folder / "weights.pt", run.model, recipe.session, data)
+    for epoch, accuracies in enumerate(zip(history.train_accuracy, history.test_accuracy), start=1):
+        values = [name, data.name, seed, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
+        append(HISTORIES, dict(zip(HISTORY_COLUMNS, values)))
     return row | {
         "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
         "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
@@ -89,7 +95,7 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
 
 
 def hold_out(data: ImageData, count: int = VALIDATION) -> ImageData:
-    """``count`` of the training images stand in for the test images, which must not choose a recipe."""
+    """Hold out ``count`` training images to choose recipes by, in place of the test images."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))
     held, rest = order[:count], order[count:]
     return replace(
@@ -109,17 +115,17 @@ def read_results() -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def append(row: dict) -> None:
-    new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+def append(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
         if new:
             writer.writeheader()
         writer.writerow(row)
 
 
 def table(rows: list[dict], variants: dict[str, Variant]) -> str:
-    """A Markdown table of the variants in their order, a line for each data set and number of epochs."""
+    """A Markdown table of the variants, one row per variant, data set and number of epochs."""
     heads = "variant data epochs n mean std min max diverged max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     groups: dict[tuple[str, ...], list[dict]] = {}
@@ -139,7 +145,7 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
 
 
 def write_readme(rows: list[dict]) -> None:
-    """The two tables of CIFAR-10 between their marks in the README."""
+    """Write both tables, with the runs on CIFAR-10, between their marks in the README."""
     rows = [row for row in rows if is_cifar10(row["data"]) and "validation" not in row["data"]]
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
@@ -161,7 +167,8 @@ def main() -> None:
             if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read_results()}:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
-            append(train(name, seed, data, arguments.epochs))
+            row = train(name, seed, data, arguments.epochs)
+            append(RESULTS, {column: row[column] for column in COLUMNS})
             write_readme(read_results())
     rows = read_results()
     print(table(rows, LADDER), table(rows, MAX_LRS), sep="\n\n")

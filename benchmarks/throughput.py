@@ -1,9 +1,9 @@
-"""Images a second, ours against the classic pipeline: ``python -m benchmarks.throughput 7 8 9``.
+"""Images per second, compared with the classic pipeline: ``python -m benchmarks.throughput 7 8 9``.
 
-Both train and test the same network on the same random images, in turn, round by round, each in a
-process of its own, since ours changes how its process keeps memory; the table holds medians. Then each
-session is started as ``make session<N>`` does it, on ``$DATA`` or the digits, until its first batch.
-``--readme`` writes this machine's table into the README as well, beside those of other machines.
+Both pipelines train and test the same network on the same random images, in alternating rounds. Each has
+its own process, because ours changes how its process allocates memory. The table shows medians. Then each
+session is started as by ``make session<N>``, on ``$DATA`` or the digits, until its first batch.
+``--readme`` also writes the table into the README, beside those of other machines.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from utils.training import test, train
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-START = {"DATA": "digits"} | os.environ  # of a session's start
+START = {"DATA": "digits"} | os.environ  # environment of a session
 
 
 class Ours:
@@ -54,7 +54,7 @@ class Ours:
         self.model, self.optimizer, self.train_loader, self.test_loader = self.accelerator.prepare(
             model, optimizer, *loaders
         )
-        if self.recipe.compile:  # as a whole run on CIFAR-10 would
+        if self.recipe.compile:  # as in a full run on CIFAR-10
             compile_where_it_pays(self.model, self.accelerator, steps=self.recipe.epochs * 98)
 
     def train(self) -> None:
@@ -69,7 +69,7 @@ pipeline: Classic | Ours
 
 
 def random_images(count: int) -> ImageData:
-    """``count`` images for training, and as many for testing, of noise: what they show does not change the time."""
+    """``count`` training and as many test images of noise: their content does not change the time."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (count,), generator=generator)
@@ -77,7 +77,7 @@ def random_images(count: int) -> ImageData:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long ``work`` takes, the GPU's share included."""
+    """The duration of ``work``, including the GPU's."""
     start = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -86,7 +86,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product: what this machine can do at best."""
+    """Floating-point operations per second of a large matrix product, the peak of this machine."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 2048
     a = torch.randn(side, side, dtype=dtype, device=device)
@@ -94,7 +94,7 @@ def peak_flops(dtype: torch.dtype) -> float:
 
 
 def flops(network: Callable[[], nn.Module]) -> int:
-    """Floating-point operations that one training image needs, forward and backward."""
+    """Floating-point operations per training image, forward and backward."""
     model = network()
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -102,7 +102,7 @@ def flops(network: Callable[[], nn.Module]) -> int:
 
 
 def compare(number: int, images: int, rounds: int) -> list[str]:
-    """A row of the table: classic and ours in turn, a round to warm up and ``rounds`` that count."""
+    """One row of the table: both pipelines in turn, in one warm-up round and ``rounds`` measured ones."""
     job = (number, images)
     times: dict[tuple[type, str], list[float]] = {(kind, name): [] for kind in KINDS for name in ("train", "test")}
     with contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ def compare(number: int, images: int, rounds: int) -> list[str]:
 
 
 def build(kind: type, number: int, images: int, start_method: str) -> None:
-    """The pipeline that this process times from now on; its workers start as they do where nothing is set."""
+    """Build the pipeline that this process times. Its workers use the default start method."""
     global pipeline
     multiprocessing.set_start_method(start_method, force=True)
     pipeline = kind(SESSIONS[number], random_images(images))
@@ -144,16 +144,16 @@ def timed(name: str) -> float:
 
 
 def peak_memory() -> float:
-    """GiB that this process took at its highest: the GPU's, else its own and its workers'."""
+    """Peak memory in GiB: the GPU's, or that of this process and its workers."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    workers = WORKERS if isinstance(pipeline, Classic) else 0  # the compiler's children are gone by then
+    workers = WORKERS if isinstance(pipeline, Classic) else 0  # the compiler's processes have exited by then
     return (own + workers * worker) / 2**20  # ru_maxrss is in KiB on Linux; for children it is the largest one's
 
 
 def first_batch(number: int) -> float:
-    """Seconds from the start of a session's notebook to its first batch, which the LR finder takes."""
+    """Seconds from the start of a session's notebook to the first batch, which is the LR finder's."""
     shown = b""
     with tempfile.TemporaryDirectory() as runs:
         start = time.perf_counter()
@@ -187,7 +187,7 @@ def table(rows: list[list[str]], hardware: str, data: str) -> str:
 
 
 def merge_tables(shown: str, result: str) -> str:
-    """The tables that are ``shown``, one a machine, with that of this machine replaced or added."""
+    """The tables that are ``shown``, one per machine, with this machine's replaced or added."""
     machine = result.partition(", PyTorch ")[0]
     others = [part for part in re.split(r"\n\n(?!\|)", shown.strip()) if part and not part.startswith(machine)]
     return "\n\n".join([*others, result])
@@ -197,9 +197,9 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sessions", type=int, nargs="*", choices=[*SESSIONS, []], help="default: all")
-    parser.add_argument("--images", type=int, default=50_000 if gpu else 2048, help="in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="that count (default: %(default)s)")
-    parser.add_argument("--readme", action="store_true", help="write the table into the README")
+    parser.add_argument("--images", type=int, default=50_000 if gpu else 2048, help="per round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
+    parser.add_argument("--readme", action="store_true", help="also write the table into the README")
     arguments = parser.parse_args()
     data = load_data(START["DATA"]).name
     rows = [compare(number, arguments.images, arguments.rounds) for number in arguments.sessions or SESSIONS]

@@ -1,8 +1,8 @@
 """Session 7: ResNet-18 for images of 32×32 (EVA8 assignment, session 7).
 
 Source: He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
-The paper's ImageNet stem (7×7 with stride 2, max-pool) would leave an 8×8 map of a 32×32 image before
-the first block, so a 3×3 convolution with stride 1 stands in its place.
+The paper's ImageNet stem (a 7×7 convolution with stride 2 and max pooling) would reduce a 32×32 image to
+8×8 before the first block. A 3×3 convolution with stride 1 replaces it.
 """
 
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 class BasicBlock(nn.Module):
-    """Conv 3×3 → BN → ReLU → Conv 3×3 → BN, the input added, ReLU.
+    """Conv 3×3 → BN → ReLU → Conv 3×3 → BN, plus the input, → ReLU.
 
-    Shapes: ``(B, channels_in, H, W)`` → ``(B, channels_out, H/stride, W/stride)``. Where the shape
-    changes, a 1×1 convolution brings the input to it.
+    Shapes: ``(B, channels_in, H, W)`` → ``(B, channels_out, H/stride, W/stride)``. If the shape changes,
+    a 1×1 convolution projects the input to the new shape.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -35,16 +35,17 @@ class BasicBlock(nn.Module):
 
 
 def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
-    """``blocks`` blocks, the first of which changes the number of channels and, by ``stride``, the size."""
+    """``blocks`` residual blocks; the first one changes the number of channels and, by ``stride``, the size."""
     first = BasicBlock(channels_in, channels_out, stride)
     return nn.Sequential(first, *(BasicBlock(channels_out, channels_out, stride=1) for _ in range(blocks - 1)))
 
 
 class ResNet(nn.Module):
-    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks``: how many each of the four stages has.
+    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks`` is the number of blocks in each of the four stages.
 
-    The last layer reads 512 means, none of them below 0, so one step moves all its logits the same way and
-    far: without a scale the LR finder's loss jumps at 0.069. A quarter of the logits goes up to 1.0 without.
+    The last layer reads 512 averages of ReLU outputs, none of them negative, so a single step can move a
+    logit far. Without a scale, the loss of the LR finder jumps at 0.069. With the logits scaled by 1/4, it
+    does not jump up to 1.0.
     """
 
     LOGIT_SCALE = 0.25
@@ -75,5 +76,5 @@ def ResNet18() -> ResNet:
 
 
 def ResNet34() -> ResNet:
-    """The assignment's alternative: 21,282,122 parameters."""
+    """The alternative that the assignment allows: 21,282,122 parameters."""
     return ResNet((3, 4, 6, 3))

@@ -1,12 +1,12 @@
-"""Session 8: the custom ResNet (EVA8 assignment, session 8; modelled on https://github.com/davidcpage/cifar10-fast)."""
+"""Session 8: the custom ResNet (EVA8 assignment, session 8; modeled on https://github.com/davidcpage/cifar10-fast)."""
 
 from torch import Tensor, nn
 
 
 def conv_bn_relu(channels_in: int, channels_out: int, pool: bool = False) -> list[nn.Module]:
-    """3×3 convolution with padding 1 (the image keeps its size) → max-pool by 2, if asked for → BatchNorm → ReLU."""
+    """3×3 convolution with padding 1 (same size) → max pooling by 2 if ``pool`` → BatchNorm → ReLU."""
     return [
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),  # BatchNorm brings a bias
+        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),  # BatchNorm has a bias
         *([nn.MaxPool2d(2)] if pool else []),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
@@ -14,7 +14,7 @@ def conv_bn_relu(channels_in: int, channels_out: int, pool: bool = False) -> lis
 
 
 class ResLayer(nn.Module):
-    """X = Conv → MaxPool → BN → ReLU, R = (Conv → BN → ReLU) twice of X; answers X + R.
+    """X = Conv → MaxPool → BN → ReLU, R = (Conv → BN → ReLU) twice, applied to X; returns X + R.
 
     Shapes: ``(B, channels_in, H, W)`` → ``(B, channels_out, H/2, W/2)``.
     """
@@ -34,13 +34,12 @@ class ResLayer(nn.Module):
 class CustomResNet(nn.Module):
     """The assigned network: 6,573,130 parameters, image ``(B, 3, 32, 32)`` → logits ``(B, 10)``.
 
-    The assignment ends the network with a SoftMax. Cross-entropy holds it already, and a second one
-    would keep the loss above 1.46; so the network returns logits.
+    The assignment ends the network with a softmax. Cross-entropy already includes it, and a second one
+    would keep the loss above 1.46, so the network returns logits.
 
-    The max-pool hands 512 large numbers to the last layer, so its logits start wide apart (a loss of 3
-    to 5, where guessing evenly has ln 10 = 2.3) and each step throws them far: on the digits the LR
-    finder's loss blows up at 0.015. An eighth of them is returned, as in cifar10-fast, and it blows up
-    at 0.9, on CIFAR-10 at 1.
+    The last layer reads 512 maxima, which are large, so its logits start far apart (a loss of 3 to 5; a
+    uniform guess has ln 10 = 2.3) and each step moves them far: on the digits, the loss of the LR finder
+    rises again at 0.015. With the logits scaled by 1/8, as in cifar10-fast, it does so at 0.9.
     """
 
     LOGIT_SCALE = 0.125

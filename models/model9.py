@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-DIM = 48  # channels of the last convolution, and the width that every block reads and writes
+DIM = 48  # channels of the last convolution, and input and output width of every block
 HEAD = 8  # width of K, Q and V inside a block
 
 
 def conv_bn_relu(channels_in: int, channels_out: int, dropout: float) -> list[nn.Module]:
-    """3×3 convolution with padding 1 (the image keeps its size) → BatchNorm → ReLU → Dropout."""
+    """3×3 convolution with padding 1 (same size) → BatchNorm → ReLU → Dropout."""
     return [
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
         nn.BatchNorm2d(channels_out),
@@ -20,15 +20,16 @@ def conv_bn_relu(channels_in: int, channels_out: int, dropout: float) -> list[nn
 
 
 class UltimusBlock(nn.Module):
-    """Attention among the eight features of one image; no image sees another.
+    """Attention among the eight features of one image. Images do not attend to each other.
 
-    K, Q and V are eight numbers an image. Row i of the attention matrix says how feature i of Q
-    spreads over the features of K; V mixes those rows and ``fc_out`` leads back to 48.
+    K, Q and V have eight features per image. Row i of the attention matrix is how feature i of Q
+    distributes its attention over the features of K. V weights those rows, and ``fc_out`` maps their sum
+    back to 48 features.
 
-    Shapes: X ``(B, 48)`` → ``(B, 48)``. There is no residual: what a block drops is gone.
+    Shapes: X ``(B, 48)`` → ``(B, 48)``. There is no residual connection: what a block drops is gone.
 
-    The assignment writes the scale outside the softmax, AM = softmax(QᵀK)/√8, and so do we.
-    (In "Attention Is All You Need" it stands inside.)
+    As in the assignment, the scale is outside the softmax: AM = softmax(QᵀK)/√8. (In "Attention Is All
+    You Need" it is inside.)
     """
 
     def __init__(self) -> None:
@@ -39,9 +40,9 @@ class UltimusBlock(nn.Module):
         self.fc_out = nn.Linear(HEAD, DIM)
 
     def attention(self, x: Tensor) -> Tensor:
-        """AM = softmax(QᵀK)/√8 of every image: X ``(B, 48)`` → ``(B, 8, 8)``; each row sums to 1/√8."""
+        """AM = softmax(QᵀK)/√8 for each image: X ``(B, 48)`` → ``(B, 8, 8)``; each row sums to 1/√8."""
         k, q = self.fc_k(x), self.fc_q(x)  # (B, 8) each
-        scores = q[:, :, None] * k[:, None, :]  # (B, 8, 8): QᵀK of each image
+        scores = q[:, :, None] * k[:, None, :]  # (B, 8, 8): QᵀK for each image
         return torch.softmax(scores, dim=-1) / math.sqrt(HEAD)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,16 +54,16 @@ class UltimusBlock(nn.Module):
 class TransformerModel(nn.Module):
     """The assigned network: 26,064 parameters, image ``(B, 3, 32, 32)`` → logits ``(B, 10)``.
 
-    It returns logits: cross-entropy holds the softmax already.
+    It returns logits, because cross-entropy already includes the softmax.
 
     Args:
-        a: side of the last feature map. 32 is the assignment's table; 8 pools by 2 after each of the
-            first two convolutions, which costs a third of the time and no parameter.
-        dropout: probability after each convolution. The default, 0, is what this small network
-            wants: it underfits.
-        init: ``"ours"`` starts the blocks so that the signal survives all four (see ``near_isometry``)
-            and the first convolution from what images vary most along (see ``cosine_filters``). For
-            comparison ``"near_isometry"`` does the first of the two only, ``"pytorch"`` neither.
+        a: side of the last feature map in pixels. 32 is the assignment's; 8 adds max pooling by 2 after
+            each of the first two convolutions. It has the same parameters and takes a third of the time.
+        dropout: probability after each convolution. The default is 0, because this small network
+            underfits.
+        init: ``"ours"`` initializes the blocks with ``near_isometry`` and the first convolution with
+            ``cosine_filters``. For comparison, ``"near_isometry"`` does only the former and
+            ``"pytorch"`` neither.
     """
 
     def __init__(self, a: int = 32, dropout: float = 0.0, init: str = "ours") -> None:
@@ -88,14 +89,14 @@ class TransformerModel(nn.Module):
             cosine_filters(self.conv_block[0])
 
     def features(self, images: Tensor) -> Tensor:
-        """What the blocks read: images ``(B, 3, 32, 32)`` → X ``(B, 48)``."""
+        """The input of the blocks: images ``(B, 3, 32, 32)`` → X ``(B, 48)``."""
         x = self.conv_block(images)  # (B, 48, a, a)
         return self.gap(x).flatten(1)  # (B, 48)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # (B, 48)
-        # Attention weights differ by a few percent, bfloat16 has three digits: from here on full
-        # precision, which costs nothing on 48 numbers an image.
+        # Attention weights differ by a few percent, but bfloat16 has only three digits. Full precision
+        # from here on costs nothing, with 48 features per image.
         with torch.autocast(x.device.type, enabled=False):
             x = self.ultimus_blocks(x.to(self.final_fc.weight.dtype))  # (B, 48)
             return self.final_fc(x)  # (B, 10)
@@ -103,17 +104,17 @@ class TransformerModel(nn.Module):
 
 @torch.no_grad()
 def cosine_filters(conv: nn.Module) -> None:
-    """Start the first convolution from what the 3×3 patches of natural images vary most along.
+    """Initialize the first convolution with the directions along which 3×3 patches of natural images vary most.
 
-    On CIFAR-10 the eight strongest principal components of the patches are, to two digits, products of
-    three cosines: one over the rows, one over the columns, one over the colours (mean, red − blue,
-    red − 2 green + blue). They are the brightness, both colour differences, both slopes, the diagonal
-    and both curvatures. Each is written with either sign, because ReLU keeps one half of it: 16 filters.
-    A random start has to find these directions first.
+    On CIFAR-10, the eight leading principal components of the patches are, to two digits, products of
+    three cosines: one over the rows, one over the columns and one over the colors (mean, red − blue,
+    red − 2 green + blue). They are the brightness, both color differences, both slopes, the diagonal and
+    both curvatures. Each of them is used with both signs, because ReLU keeps only one half: 16 filters.
+    Random filters would have to learn these directions first.
 
     Source: the whitening layer of airbench, https://arxiv.org/abs/2404.00498
     """
-    cosines = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])  # mean, slope, curvature of three numbers
+    cosines = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])  # mean, slope and curvature over three points
     cosines /= cosines.norm(dim=1, keepdim=True)
     color, row, column = torch.tensor(
         [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 0, 0), (0, 1, 1), (0, 2, 0), (0, 0, 2)]
@@ -125,28 +126,28 @@ def cosine_filters(conv: nn.Module) -> None:
 
 @torch.no_grad()
 def near_isometry(blocks: nn.Sequential) -> None:
-    """Start the blocks so that each hands on what it was given, turned but neither flattened nor scaled.
+    """Initialize the blocks as near-isometries: each one rotates its input but neither flattens nor rescales it.
 
-    Why it is needed. PyTorch's default makes QᵀK small, so that every row of softmax(QᵀK) is nearly
-    (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly one and the same number, and
-    ``fc_out`` writes one direction of 48. After four blocks the images of a batch can no longer be
-    told apart, and the network answers 10% right until some accident revives it.
+    Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of softmax(QᵀK)
+    is close to (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and ``fc_out`` can
+    only write one of 48 directions. After four blocks, all images of a batch look the same, and the
+    accuracy stays at 10% for a long time.
 
-    How it works. Let q = (1, 1, 1, 1, −1, −1, −1, −1) for every image, by the bias of ``fc_q``. For
-    small k, row i of the softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, with k̄ the mean of k. Let v
-    have the same signs, by the bias of ``fc_v``: the constant parts of the rows cancel, because there
-    are as many + as −, and the rest adds up to
+    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For small
+    k, row i of the softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of k. The bias
+    of ``fc_v`` gives v the same signs. The constant parts of the rows cancel, because there are as many
+    + as −, and the rest adds up to
 
         Z_j = Σ_i v_i AM_ij ≈ (k_j − k̄)/√8.
 
     So Z is k without its mean: seven of eight directions survive. ``fc_k`` reads eight orthonormal
     directions of X, ``fc_out`` writes eight orthonormal directions times √8, and the ``fc_k`` of the
-    next block reads the very directions that were written. Small random weights on Q and V (0.3 of
-    PyTorch's) let the images differ in their attention from the start.
+    next block reads exactly the directions that were written. Small random weights in Q and V (0.3 times
+    PyTorch's) let the attention differ between images from the start.
 
-    Only the product of q and k counts, so K is written three times as large and Q's biases a third as
-    large: a step of Adam moves every weight by about the learning rate, whatever its size, and at
-    0.02 that would be a seventh of K's entries, now a twentieth.
+    Only the product of q and k matters, so K's weights are three times as large and Q's biases a third
+    as large. A step of Adam changes every weight by about the learning rate, whatever its size: at 0.02,
+    a seventh of K's entries otherwise, and a twentieth like this.
     """
     signs = torch.tensor([1.0] * (HEAD // 2) + [-1.0] * (HEAD // 2))
     read = nn.init.orthogonal_(torch.empty(HEAD, DIM))  # orthonormal rows

@@ -32,5 +32,5 @@ def stop_in_the_second_epoch(monkeypatch, *options) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", train)
-        kept = "Stopped. Every finished epoch is kept: the same command resumes after the last one."
+        kept = "Stopped. All finished epochs are saved: run the same command again to resume."
         assert refused(*TWO_EPOCHS, *options).strip() == kept

@@ -53,15 +53,15 @@ def damage(path: Path, kind: str) -> None:
 
 
 DAMAGES = {
-    "cut off": "is damaged or cut off: download it again, or move it away and train again",
-    "empty": "is damaged or cut off: download it again, or move it away and train again",
-    "no weights": "is no file of weights: give a weights.pt that a run wrote",
-    "another archive": "is damaged or cut off: download it again, or move it away and train again",
-    "malicious": "holds objects that could run code, so it was not loaded: use files that this program wrote",
-    "malicious, old form": "is no file of weights: give a weights.pt that a run wrote",
-    "a list": "is no file of weights: give a weights.pt that a run wrote",
-    "a folder": "cannot be read (Is a directory): give a weights.pt that a run wrote",
-    "absent": "cannot be read (No such file or directory): give a weights.pt that a run wrote",
+    "cut off": "is damaged or truncated: download it again, or move it away and train again",
+    "empty": "is damaged or truncated: download it again, or move it away and train again",
+    "no weights": "is not a weights file: give the weights.pt of a run",
+    "another archive": "is damaged or truncated: download it again, or move it away and train again",
+    "malicious": "contains objects that could run code, so it was not loaded: only use files that this program wrote",
+    "malicious, old form": "is not a weights file: give the weights.pt of a run",
+    "a list": "is not a weights file: give the weights.pt of a run",
+    "a folder": "cannot be read (Is a directory): give the weights.pt of a run",
+    "absent": "cannot be read (No such file or directory): give the weights.pt of a run",
 }
 
 
@@ -86,14 +86,18 @@ def test_damaged_weights_from_the_terminal(tmp_path, monkeypatch):
 
 def test_weights_of_another_network(tmp_path):
     save_weights(tmp_path / "weights.pt", CustomResNet(), 8, DIGITS)
-    with pytest.raises(FileError, match=r"weights.pt holds no weights of TransformerModel: give those of its own run"):
+    with pytest.raises(
+        FileError, match=r"weights.pt contains no weights of TransformerModel: give the weights of a run of that"
+    ):
         load_weights(tmp_path / "weights.pt", TransformerModel())
 
 
 @pytest.mark.parametrize("content", [{"session": 5}, {"session": 8}, {"history": {}}], ids=str)
 def test_weights_without_what_a_classifier_needs(tmp_path, content):
     save_tensors(tmp_path / "checkpoint.pt", {"model": TransformerModel().state_dict(), **content})
-    with pytest.raises(FileError, match=r"checkpoint.pt holds no trained network: give the weights.pt of a finished"):
+    with pytest.raises(
+        FileError, match=r"checkpoint.pt contains no trained network: give the weights.pt of a finished"
+    ):
         load_classifier(tmp_path / "checkpoint.pt")
 
 

@@ -244,11 +244,11 @@ def test_png_files_where_no_mirror_serves_the_archive(root, mirrors, capsys):
     assert asked == ["missing", "pngs"]  # a second time nobody is asked
 
 
-@pytest.mark.parametrize("kind, reason", [("pngs-altered", "its images are others"), ("pngs-half", "cut off")])
+@pytest.mark.parametrize("kind, reason", [("pngs-altered", "its images differ"), ("pngs-half", "truncated")])
 def test_png_files_that_are_not_cifar10_are_not_kept(root, mirrors, capsys, kind, reason):
     mirrors("closed", pngs=kind)
     with pytest.raises(DataError, match="CIFAR-10 is not available: no mirror served it"):
         data.load_data("cifar10")
     told = capsys.readouterr().out
-    assert "CIFAR-10-dataset.tar.gz is not CIFAR-10, and was removed: " in told and reason in told
+    assert "CIFAR-10-dataset.tar.gz is not CIFAR-10 and was removed: " in told and reason in told
     assert left_over(root) == []

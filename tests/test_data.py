@@ -180,7 +180,7 @@ def test_cache_that_cannot_be_kept_costs_a_notice_only(folder, monkeypatch, caps
     monkeypatch.setattr(os, "replace", full_disk)
     assert len(load_folder(folder).train_labels) == 6
     told = capsys.readouterr().out
-    assert "could not be kept, and are decoded again next time: " in told
+    assert "could not be cached and will be decoded again next time: " in told
     assert "pets.cache.pt cannot be written (No space left on device)" in told
     assert not list(folder.parent.glob(".*.part"))
 
@@ -191,7 +191,7 @@ def test_missing_folder(tmp_path):
 
 def test_no_archive(tmp_path):
     (tmp_path / "photo.rar").write_bytes(b"x")
-    assert "photo.rar is no archive that can be read: give a folder or one of .tar" in error_of(tmp_path / "photo.rar")
+    assert "photo.rar is not a readable archive: give a folder or one of .tar" in error_of(tmp_path / "photo.rar")
 
 
 def test_no_split(folder):
@@ -213,14 +213,14 @@ def test_two_copies(folder):
     archive = pack(folder, "zip", prefix="a/")
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("b/train/cat/0000.png", b"")
-    assert "holds train/ and test/ 2 times" in error_of(archive)
+    assert "contains train/ and test/ 2 times" in error_of(archive)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", "half"])
 def test_no_image(folder, content):
     path = folder / "train/dog/0002.png"
     path.write_bytes(path.read_bytes()[:500] if content == "half" else content)
-    assert re.search(r"pets: train/dog/0002.png is no image that can be read: replace or remove it", error_of(folder))
+    assert re.search(r"pets: train/dog/0002.png is not a readable image: replace or remove it", error_of(folder))
 
 
 def test_other_size_is_refused(folder):
@@ -234,7 +234,8 @@ def test_truncated_archive(folder, kind, share):
     archive = pack(folder, kind)
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
     assert re.search(
-        rf"pets\.{kind} (is cut off or no archive of its kind .*: download it again|cannot be read)", error_of(archive)
+        rf"pets\.{kind} (is truncated or not an archive of its kind .*: download it again|cannot be read)",
+        error_of(archive),
     )
 
 
@@ -255,7 +256,7 @@ def test_path_that_leads_outside(folder, kind, name):
     else:
         with tarfile.open(archive, "a") as file:
             file.addfile(tarfile.TarInfo(name))
-    assert "holds a path that leads outside it" in error_of(archive)
+    assert "contains a path that points outside it" in error_of(archive)
 
 
 def test_link_in_an_archive_is_not_followed(folder):
@@ -305,8 +306,8 @@ def test_a_real_copy():
     assert std == pytest.approx(data.std, abs=5e-5 if exact else 5e-3)
 
 
-def test_address_as_data():
-    with pytest.raises(DataError, match=r"https://host/cifar.zip is an address, which is not read: download it, and"):
+def test_url_as_data():
+    with pytest.raises(DataError, match=r"https://host/cifar.zip is a URL, which is not supported: download the file and"):
         load_data("https://host/cifar.zip")
 
 

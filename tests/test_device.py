@@ -117,7 +117,7 @@ def test_precision_can_be_forced_and_another_time_be_another():
 def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):
     accelerator = make_accelerator(cpu=True, precision="float16")
     assert device.precision_of(accelerator) == "float32" and accelerator.scaler is None
-    assert capsys.readouterr().out == "The run began in float16, which needs a GPU: it is resumed in float32.\n"
+    assert capsys.readouterr().out == "The run was started in float16, which needs a GPU: it resumes in float32.\n"
 
 
 def test_other_errors_than_out_of_memory_are_raised_as_they_are():

@@ -24,7 +24,10 @@ def test_the_table_names_tests_that_exist():
 def test_the_table_quotes_the_programs_words():
     """What stands in quotation marks, between its dots, is text of the program."""
     texts = []
-    for path in (ROOT / "main.py", *(path for name in ("utils", "models", "tools") for path in (ROOT / name).rglob("*.py"))):
+    for path in (
+        ROOT / "main.py",
+        *(path for name in ("utils", "models", "tools") for path in (ROOT / name).rglob("*.py")),
+    ):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)

@@ -20,7 +20,9 @@ def test_full_disk_keeps_what_stood_there(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(FileError, match=r"checkpoint.pt cannot be written \(File too large\): make room or mend"):
+        with pytest.raises(
+            FileError, match=r"checkpoint.pt cannot be written \(File too large\): free some space or fix"
+        ):
             save_tensors(path, {"epoch": torch.ones(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -36,7 +38,7 @@ def test_file_that_cannot_be_written(tmp_path, error):
         raise error
 
     (tmp_path / "run.json").write_text("whole")
-    with pytest.raises(FileError, match=rf"run.json cannot be written \({error.strerror}\): make room or mend"):
+    with pytest.raises(FileError, match=rf"run.json cannot be written \({error.strerror}\): free some space or fix"):
         replace_file(tmp_path / "run.json", write)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("run.json", "whole")]
 

@@ -26,16 +26,16 @@ def write_images(folder: Path, classes: list[str], pixel=None) -> Path:
 
 def test_more_classes_than_the_networks_tell_apart(tmp_path):
     photos = write_images(tmp_path / "photos", [f"class{i:02}" for i in range(11)])
-    with pytest.raises(DataError, match=r"photos has 11 classes, these networks tell 10 apart: leave out the others"):
+    with pytest.raises(DataError, match=r"photos has 11 classes, but these networks distinguish 10: remove the others"):
         load_folder(photos)
     shutil.rmtree(photos / "train/class10")
     shutil.rmtree(photos / "test/class10")
     assert len(load_folder(photos).classes) == 10
 
 
-def test_images_of_one_colour(tmp_path, monkeypatch, folder):
+def test_images_of_one_color(tmp_path, monkeypatch, folder):
     photos = write_images(tmp_path / "black", ["cat", "dog"], pixel=(0, 0, 0))
-    with pytest.raises(DataError, match=r"black: all training images are of one colour: give others"):
+    with pytest.raises(DataError, match=r"black: all training images have a single color: give images that differ"):
         load_folder(photos)
 
 
@@ -64,7 +64,7 @@ def test_archive_with_a_password(tmp_path, monkeypatch):
             archive[found.start() + offset] |= 1
     (tmp_path / "photos.zip").write_bytes(archive)
     with pytest.raises(
-        DataError, match=r"photos.zip is cut off or no archive of its kind \(.*encrypted.*: download it again"
+        DataError, match=r"photos.zip is truncated or not an archive of its kind \(.*encrypted.*: download it again"
     ):
         load_folder(tmp_path / "photos.zip")
 

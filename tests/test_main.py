@@ -45,8 +45,8 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     last = capsys.readouterr().out.splitlines()[-4:]
     assert last[0] == f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 48 images, digits"
     assert last[2] == f"26,064 parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
-    assert last[3] == f"Log, weights, pictures and submission.md, what the assignment page asks for: {folder}/"
-    assert (folder / "submission.md").read_text().startswith("**Not for handing in: it was trained on digits")
+    assert last[3] == f"Log, weights, pictures and submission.md (the answers to the assignment page): {folder}/"
+    assert (folder / "submission.md").read_text().startswith("**Do not hand this in: it was trained on digits")
 
     call("evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")
     assert f"({facts['test_accuracy']:.2f}%)" in capsys.readouterr().out
@@ -110,13 +110,15 @@ def test_nothing_to_resume(folder, monkeypatch, other):
     if other:
         stop_in_the_second_epoch(monkeypatch)
     before = sorted(folder.parent.rglob("*"))
-    assert "session9/ holds no unfinished run of these options" in refused(*TWO_EPOCHS, *other, "--resume")
+    assert "session9/ contains no unfinished run with these options" in refused(*TWO_EPOCHS, *other, "--resume")
     assert sorted(folder.parent.rglob("*")) == before
 
 
 def test_evaluate_wants_the_classes_it_learned():
     shown = refused("evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
-    assert re.search("tells airplane, .* digits has other classes: give the data it was trained on", shown)
+    assert re.search(
+        "has the classes airplane, .* digits has others: use --data to give the data it was trained on", shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,9 +126,9 @@ def test_evaluate_wants_the_classes_it_learned():
     [
         ([], "required: command"),
         (["session6"], "invalid choice: 'session6'"),
-        (["session9", "--epochs", "0"], "--epochs: '0' is not a whole number above 0"),
-        (["session9", "--batch-size", "2.5"], "--batch-size: '2.5' is not a whole number above 0"),
-        (["session9", "--max-lr", "high"], "--max-lr: 'high' is neither a number above 0 nor \"find\""),
+        (["session9", "--epochs", "0"], "--epochs: '0' is not a positive integer"),
+        (["session9", "--batch-size", "2.5"], "--batch-size: '2.5' is not a positive integer"),
+        (["session9", "--max-lr", "high"], "--max-lr: 'high' is neither a positive number nor \"find\""),
         (["session9", "--max-lr", "nan"], "'nan' is neither"),
         (["session9", "--device", "tpu"], "--device: invalid choice: 'tpu'"),
         (["evaluate", "--checkpoint", "no.pt"], "no.pt does not exist"),
@@ -179,7 +181,7 @@ def test_sigterm_is_answered_like_ctrl_c(tmp_path):
         time.sleep(0.05)
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=60)
-    assert told.strip().endswith("Stopped. Every finished epoch is kept: the same command resumes after the last one.")
+    assert told.strip().endswith("Stopped. All finished epochs are saved: run the same command again to resume.")
     assert run.returncode == 1 and "Traceback" not in told
     assert len(load_tensors(tmp_path / "smoke/session9/checkpoint.pt")["history"]["lr"]) >= 1
 
@@ -191,9 +193,7 @@ def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
 
 def test_max_lr_at_which_the_loss_is_lost(folder, monkeypatch):
     shown = refused(*TWO_EPOCHS, "--max-lr", "1e30")
-    assert re.search(
-        r"the loss became (nan|inf) in epoch \d, batch \d+, at LR .*: try a max LR a quarter as high", shown
-    )
+    assert re.search(r"the loss became (nan|inf) in epoch \d, batch \d+, at LR .*: try a quarter of the max LR", shown)
 
 
 def too_big(*_, **__):
@@ -207,7 +207,7 @@ def test_gpu_out_of_memory(folder, monkeypatch, where):
     else:
         monkeypatch.setattr(training, "train", too_big)
     shown = refused(*TWO_EPOCHS, "--max-lr", "find" if where == "LR finder" else "0.01", "--batch-size", "100")
-    assert "the GPU's memory is too small for batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
+    assert "the GPU is out of memory with batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
 
 
 def test_data_that_do_not_exist(monkeypatch, folder):
@@ -222,7 +222,7 @@ def test_seed_that_is_none(monkeypatch, capsys, seed):
         call("session9", f"--seed={seed}")
     told = capsys.readouterr().err
     assert stop.value.code == 2 and told.count("\n") == 1
-    assert f"--seed: '{seed}' is not a whole number from 0 to 4294967295" in told
+    assert f"--seed: '{seed}' is not an integer from 0 to 4294967295" in told
 
 
 @pytest.mark.parametrize("kind", ["half", "text", "folder", "huge"])

@@ -57,7 +57,7 @@ def test_grad_cam(answers, count):
     figure.canvas.draw()
     if count:
         titles = [ax.get_title() for ax in shown[:3]]
-        assert titles == ["", "answer: class 1\n94.3%", "truth: class 0\n0.6%"]
+        assert titles == ["", "predicted: class 1\n94.3%", "true: class 0\n0.6%"]
         plain, answer, truth = (ax.images[0].get_array() for ax in shown[:3])
         assert (plain == images[0].permute(1, 2, 0).numpy()).all()
         blue, red = answer.astype(float).mean((0, 1)), truth.astype(float).mean((0, 1))  # cold and hot

@@ -91,7 +91,7 @@ def test_short_history_is_refused(root):
 @pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
 def test_unfinished_run_is_refused(root, name):
     (root / "runs/session9" / name).unlink()
-    refused(root, f"lacks {name}: finish `make session9` first")
+    refused(root, f"is missing {name}: finish `make session9` first")
 
 
 @pytest.mark.parametrize(

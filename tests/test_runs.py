@@ -243,7 +243,7 @@ def test_two_runs_in_one_folder(folder, monkeypatch):
 
 def test_runs_that_is_no_folder(folder, monkeypatch):
     folder.parent.write_text("a file stands where the folder should")
-    assert "session9 cannot be made (" in refused(*TWO_EPOCHS)
+    assert "session9 cannot be created (" in refused(*TWO_EPOCHS)
 
 
 def test_damaged_plan_counts_as_another_run(folder, monkeypatch, capsys):

@@ -14,6 +14,7 @@ README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "RESULTS", tmp_path / "seeds.csv")
+    monkeypatch.setattr(seeds, "HISTORIES", tmp_path / "histories.csv")
     monkeypatch.setattr(seeds, "README", tmp_path / "README.md")
     monkeypatch.setenv("RUNS", str(tmp_path))
     (tmp_path / "README.md").write_text(README)
@@ -33,6 +34,9 @@ def test_runs_are_saved_and_not_repeated(results, monkeypatch, capsys):
     assert (results.parent / "smoke/seeds/ours-3/weights.pt").exists() and "digits" not in (
         results.parent / "README.md"
     ).read_text()
+    history = list(csv.DictReader((results.parent / "histories.csv").open()))
+    assert [entry["epoch"] for entry in history] == list("123456")
+    assert history[-1]["test_accuracy"] == row["test_accuracy"] and history[0]["variant"] == "ours"
     monkeypatch.setattr(seeds, "train", lambda *_: pytest.fail("trained again"))
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_learning_rates_are_those_of_the_run(run):
 )
 def test_what_is_not_for_handing_in_says_so_first(run, changes, reason):
     first = run(**changes).splitlines()[0]
-    assert first.startswith("**Not for handing in: ") and reason in first
+    assert first.startswith("**Do not hand this in: ") and reason in first
 
 
 @pytest.mark.parametrize("session", [7, 8, 9])

@@ -1,6 +1,6 @@
 """Run a session's notebook from top to bottom: ``python -m tools.execute 9``.
 
-What the cells print is shown as it comes; the executed notebook goes to the run's folder.
+The output of the cells is shown as it is printed. The executed notebook is saved in the run's folder.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from utils.machine.settings import run_folder
 
 
 class EchoingClient(NotebookClient):
-    """Shows on the terminal what the cells print, progress bars included; ends when nobody reads that any more."""
+    """Prints the output of the cells, including progress bars, and stops when the pipe is closed."""
 
     unread = False
     task: asyncio.Task
@@ -31,11 +31,11 @@ class EchoingClient(NotebookClient):
                 print(msg["content"]["text"], end="", flush=True)
             except BrokenPipeError:
                 self.unread = True
-                self.task.cancel()  # nbclient itself would wait for the end of the cell
+                self.task.cancel()  # nbclient alone would wait for the end of the cell
         return super().process_message(msg, cell, cell_index)
 
     def stop_on_signals(self, notebook: nbformat.NotebookNode) -> None:
-        """Ctrl-C, and what a cluster sends, end the run in order; nbclient's own way ends in tracebacks."""
+        """Cancel the run on Ctrl-C and SIGTERM; nbclient alone would print tracebacks."""
         task = asyncio.current_task()
         assert task is not None  # nbclient calls this from the task that runs the notebook
         self.task = task
@@ -44,9 +44,9 @@ class EchoingClient(NotebookClient):
 
 
 def execute(notebook: Path) -> nbformat.NotebookNode:
-    """``notebook``, run with this Python in the current folder, outputs and all."""
+    """Run ``notebook`` with this Python in the current folder and return it with its outputs."""
     content = nbformat.read(notebook, as_version=4)
-    quiet = ["--IPKernelApp.log_level=40"]  # errors only: warnings about its sockets help nobody here
+    quiet = ["--IPKernelApp.log_level=40"]  # errors only, no warnings about sockets
     client = EchoingClient(
         content,
         timeout=None,
@@ -58,16 +58,16 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
     client.on_notebook_start = client.stop_on_signals
     try:
         client.execute()
-    except (DeadKernelError, KeyboardInterrupt):  # what becomes of a cancelled cell
+    except (DeadKernelError, KeyboardInterrupt):  # raised when a cell is canceled
         if client.unread:
             raise BrokenPipeError from None
         raise
-    # A progress bar overwrites itself on a terminal; in a saved notebook only its last state is of use.
+    # A progress bar overwrites itself. The saved notebook keeps only its last state.
     return CoalesceStreamsPreprocessor().preprocess(content, {})[0]
 
 
 def save_notebook(content: nbformat.NotebookNode, name: str) -> Path:
-    """Write the executed notebook ``name`` to its run's folder, which is answered."""
+    """Save the executed notebook in the folder of its run and return that folder."""
     folder = run_folder(name.removesuffix("_assignment.ipynb"))
     replace_file(folder / name, lambda part: nbformat.write(content, part))
     return folder
@@ -87,10 +87,10 @@ def main() -> None:
         sys.exit(f"\n{error}")
     except BrokenPipeError:
         exit_on_broken_pipe()
-    except (DeadKernelError, KeyboardInterrupt):  # the first is what becomes of a cancelled cell
+    except (DeadKernelError, KeyboardInterrupt):  # the former when a cell is canceled
         sys.exit(
-            f"\n{notebook} was stopped, by you or because memory ran out. Every finished epoch is kept: "
-            f"`make {session}` resumes after the last one."
+            f"\n{notebook} was stopped, by you or because memory ran out. All finished epochs are saved: "
+            f"run `make {session}` again to resume."
         )
 
 

@@ -1,8 +1,7 @@
-"""Show a finished run in the repository: ``python -m tools.publish 9``.
+"""Publish a finished run in the repository: ``python -m tools.publish 9``.
 
-Copies the executed notebook, the log and the pictures over those that the repository shows, and the
-figures into the README. Refuses anything but a whole run on CIFAR-10, so that trying the program
-never touches what is shown.
+It copies the executed notebook, the log and the pictures into the repository, and the results into the
+README. Only complete runs on CIFAR-10 are accepted.
 """
 
 import argparse
@@ -23,20 +22,20 @@ from utils.machine.settings import runs_folder
 from utils.sessions import SESSIONS
 
 FILES = ("run.json", "history.csv", "training_log.txt")
-OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small enough to be shown, and `main.py classify` uses it
+OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small, and the default of `main.py classify`
 
 
 class NotPublishable(Exception):
-    """Why a run is not shown."""
+    """Why a run cannot be published."""
 
 
 def files(session: int) -> tuple[str, ...]:
-    """What a run of ``session`` hands to the repository, besides its notebook."""
+    """The files of a run of ``session`` that are published, besides its notebook."""
     return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *OWN[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:
-    """Copy ``runs/session<N>/`` under ``root`` over what the repository shows, if it is fit to be shown."""
+    """Copy ``runs/session<N>/`` under ``root`` into the repository there, if the run is complete."""
     name = f"session{session}"
     notebook = f"{name}_assignment.ipynb"
     run = root / runs_folder() / name
@@ -54,24 +53,22 @@ def publish(session: int, root: Path = Path()) -> None:
 
 
 def check(run: Path, session: int, notebook: Path) -> None:
-    """NotPublishable if the run is not a whole one on CIFAR-10 of the notebook as it is now."""
+    """Raise NotPublishable unless the run is a complete one on CIFAR-10 with the current notebook."""
     recipe = SESSIONS[session].recipe
     missing = [name for name in (*files(session), notebook.name) if not (run / name).exists()]
     if missing:
-        raise NotPublishable(f"{run} lacks {', '.join(missing)}: finish `make {recipe.name}` first")
+        raise NotPublishable(f"{run} is missing {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))
     if facts["smoke"]:
-        raise NotPublishable(f"{run} is a smoke run: give `make {recipe.name}` without EVA8_SMOKE first")
+        raise NotPublishable(f"{run} is a smoke run: run `make {recipe.name}` without EVA8_SMOKE first")
     if not is_cifar10(facts["data"]):
         raise NotPublishable(
-            f"{run} was trained on {facts['data']}, not on CIFAR-10: give `make {recipe.name}` with DATA=cifar10 first"
+            f"{run} was trained on {facts['data']}, not on CIFAR-10: run `make {recipe.name}` with DATA=cifar10 first"
         )
     with open(run / "history.csv", newline="") as file:
         epochs = len(list(csv.DictReader(file)))
     if min(epochs, facts["epochs"]) < recipe.epochs:
-        raise NotPublishable(
-            f"{run} has {epochs} of {recipe.epochs} epochs: let `make {recipe.name}` train all of them first"
-        )
+        raise NotPublishable(f"{run} has {epochs} of {recipe.epochs} epochs: finish `make {recipe.name}` first")
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
     # The repository's address may differ: `make colab` writes it after a run as well.
     sources = [[re.sub('REPOSITORY = ".*"', "", cell.source) for cell in cells] for cells in (ran, shown)]
@@ -80,14 +77,14 @@ def check(run: Path, session: int, notebook: Path) -> None:
     code = [cell for cell in ran if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         raise NotPublishable(
-            f"the notebook in {run} was not executed whole, from top to bottom: give `make {recipe.name}` first"
+            f"the notebook in {run} was not executed whole, from top to bottom: run `make {recipe.name}` first"
         )
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
-        raise NotPublishable(f"the notebook in {run} shows an error: mend it and give `make {recipe.name}` first")
+        raise NotPublishable(f"the notebook in {run} shows an error: fix it and run `make {recipe.name}` first")
 
 
 def results_table(static: Path) -> str:
-    """The README's table of results: a row for each session that is shown."""
+    """The README's table of results, one row per published session."""
     heads = ("session", "test accuracy", "train accuracy", "runs", "parameters", "epochs", "max LR",
              "seconds an epoch", "hardware", "data")  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -111,23 +108,23 @@ def results_table(static: Path) -> str:
 
 
 def fill_section(text: str, name: str, content: str) -> str:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``."""
     head, _, tail = split_at_marks(text, name)
     return f"{head}\n{content}\n{tail}"
 
 
 def split_at_marks(text: str, name: str) -> tuple[str, str, str]:
-    """``text`` up to the mark ``<!-- name -->``, between the marks, and from ``<!-- /name -->`` on."""
+    """``text`` up to the mark ``<!-- name -->``, between the marks, and from ``<!-- /name -->`` to the end."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
-        raise NotPublishable(f"README.md lacks the marks {start} and {end}: add them where it belongs")
+        raise NotPublishable(f"README.md has no marks {start} and {end}: add them")
     head, rest = text.split(start, 1)
     content, tail = rest.split(end, 1)
     return head + start, content, end + tail
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m tools.publish", description="Show a finished run here.")
+    parser = argparse.ArgumentParser(prog="python -m tools.publish", description="Publish a finished run.")
     parser.add_argument("session", type=int, choices=SESSIONS)
     session = parser.parse_args().session
     try:

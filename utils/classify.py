@@ -1,4 +1,4 @@
-"""A trained network put to use: load it, show it a picture."""
+"""Classify images with a trained network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from utils.transforms import Normalize
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network, the classes it tells apart and the scale it wants its images on."""
+    """A trained network with its classes and the normalization of its images."""
 
     model: nn.Module
     classes: tuple[str, ...]
@@ -25,9 +25,9 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, image: str | Path, count: int = 3) -> dict[str, float]:
-        """The ``count`` most probable classes of an image file and their probabilities, the first one highest.
+        """The ``count`` most probable classes of an image file with their probabilities, in descending order.
 
-        The middle square of the picture is scaled to 32×32, the size that the network knows.
+        The center square of the image is scaled to 32×32 pixels.
 
         Raises:
             DataError: the file is not an image.
@@ -44,7 +44,7 @@ class Classifier:
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The trained network of a run's ``weights.pt``, on the CPU, ready to be shown pictures.
+    """Load the trained network of a run's ``weights.pt``, to the CPU.
 
     Raises:
         FileError: the file cannot be read, or is not that of a finished run.
@@ -55,4 +55,4 @@ def load_classifier(path: str | Path) -> Classifier:
         model.load_state_dict(content["model"])
         return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} holds no trained network: give the weights.pt of a finished run.") from error
+        raise FileError(f"{path} contains no trained network: give the weights.pt of a finished run.") from error

@@ -20,16 +20,16 @@ from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHoriz
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
-SMOKE_DIGITS = 80, 48  # for training and testing, in smoke mode
-FLAT = 1e-6  # a channel of a smaller standard deviation is the same everywhere
+SMOKE_DIGITS = 80, 48  # training and test images in smoke mode
+FLAT = 1e-6  # a channel with a smaller standard deviation is constant
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training and test images of one data set, as bytes, and what it is called.
+    """Training and test images of one data set, as bytes.
 
     Shapes: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``. ``mean`` and ``std`` are per
-    channel, on the scale 0 to 1. ``name`` is what every log, picture and page says.
+    channel, on the scale 0 to 1. ``name`` appears in all logs, pictures and pages.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ImageData:
 
 
 def is_cifar10(name: str) -> bool:
-    """Whether the data set of this name is CIFAR-10 or a copy of it: what may be shown and handed in."""
+    """Whether ``name`` is CIFAR-10 or a copy of it: only such runs are published or handed in."""
     return name.startswith("CIFAR-10")
 
 
@@ -63,11 +63,11 @@ def load_data(source: str | Path | None = None) -> ImageData:
     Args:
         source: ``"cifar10"`` (the archive under ``$DATA_ROOT``, default ``data/``, downloaded if
             absent), ``"digits"``, the path of a folder of images or of an archive of one, or
-            ``"auto"``: CIFAR-10 if it is available, else the digits, with a notice. Default: the
-            environment's ``$DATA``, else ``"auto"``; in smoke mode always a few of the digits.
+            ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default: the
+            environment variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
 
     Raises:
-        DataError: in one line, what is wrong with which file and what to do.
+        DataError: the images are not available or not usable; the message says how to fix it.
     """
     if source is None:
         if smoke():
@@ -84,13 +84,13 @@ def load_data(source: str | Path | None = None) -> ImageData:
             print(fallback_message(str(error)), flush=True)
             return load_digits()
     if "://" in str(source):
-        raise DataError(f"{source} is an address, which is not read: download it, and set DATA to the file's path.")
+        raise DataError(f"{source} is a URL, which is not supported: download the file and set DATA to its path.")
     return load_folder(Path(source))
 
 
 def load_cifar10() -> ImageData:
-    """CIFAR-10 from its own archive, read by torchvision."""
-    from torchvision.datasets import CIFAR10  # here, because its import takes a second that other sources save
+    """CIFAR-10 from its archive, read by torchvision."""
+    from torchvision.datasets import CIFAR10  # here, because its import takes a second
 
     from utils.sources.cifar10 import MIRRORS, fetch_cifar10
 
@@ -121,12 +121,14 @@ def load_cifar10() -> ImageData:
 def load_folder(path: Path) -> ImageData:
     """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
 
-    It is called CIFAR-10 only if it holds the very images. With CIFAR-10's classes and counts but other pixels
-    it is called a copy.
+    The data set is named "CIFAR-10" only if its images and labels are exactly those of CIFAR-10. With the
+    same classes and counts but other pixels, it is named a copy.
     """
     found = read_images(path)
     if len(found.classes) > 10:
-        raise DataError(f"{path} has {len(found.classes)} classes, these networks tell 10 apart: leave out the others.")
+        raise DataError(
+            f"{path} has {len(found.classes)} classes, but these networks distinguish 10: remove the others."
+        )
     train_labels, test_labels = found.train_labels, found.test_labels
     counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
     if found.is_cifar10:
@@ -138,15 +140,15 @@ def load_folder(path: Path) -> ImageData:
         name = f"{path.resolve().name} (folder of images)"
         mean, std = channel_statistics(found.train_images)
         if max(std) < FLAT:
-            raise DataError(f"{path}: all training images are of one colour: give others, they cannot be told apart.")
-        std = tuple(value if value > FLAT else 1.0 for value in std)  # what never changes must not be divided by 0
+            raise DataError(f"{path}: all training images have a single color: give images that differ.")
+        std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
     return ImageData(
         name, tuple(found.classes), found.train_images, train_labels, found.test_images, test_labels, mean, std
     )
 
 
 def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits or some of them, 8×8 grey → 32×32 RGB, split by a fixed seed."""
+    """scikit-learn's 1,797 handwritten digits or some of them, 8×8 gray → 32×32 RGB, split with a fixed seed."""
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
 
@@ -166,7 +168,7 @@ def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on the scale 0 to 1, of uint8 ``(N, 3, H, W)``.
 
-    Counted level by level, so that no float copy of the images is made.
+    Computed from the histogram, so that no float copy of the images is needed.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     shares = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
@@ -180,7 +182,7 @@ def fallback_message(reason: str) -> str:
     """A framed message: the digits replace CIFAR-10, for this reason."""
     text = textwrap.fill(reason, 92)
     lines = ["NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD", "", *text.splitlines()]
-    lines += ["", "Every log, figure and picture that follows is about the digits."]
+    lines += ["", "All logs, figures and pictures that follow are about the digits."]
     return "\n".join(["#" * 98, *(f"#  {line:<93} #" for line in lines), "#" * 98])
 
 

@@ -1,4 +1,4 @@
-"""What a network is made of and what it does: its layers, Grad-CAM, the singular values of its signal, attention maps."""
+"""Looking into a network: its table of layers, Grad-CAM, the singular values of its signal, attention maps."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torchinfo.enums import Units
 from models.model9 import TransformerModel
 
 COLUMNS = ("kernel_size", "output_size", "num_params", "mult_adds")
-SMALLEST_MAP = 5  # pixels a side: on a coarser map Grad-CAM says little, and the assignment forbids it
+SMALLEST_MAP = 5  # in pixels; a coarser map says little, and the assignment does not allow it
 
 
 def model_table(model: nn.Module, batch_size: int = 20) -> str:
@@ -32,54 +32,56 @@ def model_table(model: nn.Module, batch_size: int = 20) -> str:
 
 
 def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
-    """Where in each image the evidence for a class lies, as ``layer`` sees it.
+    """Grad-CAM: where in each image ``layer`` finds evidence for a class.
 
     Args:
-        layer: its name in the model, as in ``"layer3"`` or ``"layer3.0"``.
-        images: normalised, ``(N, 3, H, W)``.
-        classes: ``(N,)``, the class each image is searched for.
+        layer: name of a layer, for example ``"layer3"`` or ``"layer3.0"``.
+        images: normalized, ``(N, 3, H, W)``.
+        classes: ``(N,)``, one class per image.
 
-    Returns: heat ``(N, H, W)``; in each image 0 is the least and 1 the most.
+    Returns: heat maps ``(N, H, W)``, scaled to 0 … 1 in each image.
 
-    Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as built in the package grad-cam.
+    Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
 
     Raises:
-        ValueError: the model has no such layer, or the layer's map has fewer than 5 pixels a side.
+        ValueError: the model has no such layer, or the layer's feature map is smaller than 5×5 pixels.
     """
-    from pytorch_grad_cam import GradCAM  # here, because session 9 does without that package
+    from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    # A copy, because Grad-CAM sets the mode, the gradients and hooks; in float32, because it works in NumPy.
+    # A copy, because Grad-CAM changes the mode, the gradients and the hooks; float32, because it uses NumPy.
     model = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).float()
     layers = dict(model.named_modules())
     if layer not in layers:
         raise ValueError(
             f"the model has no layer {layer!r}: it has {', '.join(name for name, _ in model.named_children())}"
         )
-    if len(images) == 0:  # a network that never errs has nothing to explain
+    if len(images) == 0:  # nothing is misclassified
         return images.new_zeros(images[:, 0].shape)
     cam = GradCAM(model, [layers[layer]])
-    heat = cam(images, [ClassifierOutputTarget(number) for number in classes.tolist()])
+    heat = cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     if min(height, width) < SMALLEST_MAP:
         raise ValueError(
-            f"{layer}'s map is {height}×{width}: Grad-CAM needs {SMALLEST_MAP}×{SMALLEST_MAP} or more, so take an earlier layer"
+            f"{layer}'s map is {height}×{width}: Grad-CAM needs {SMALLEST_MAP}×{SMALLEST_MAP} or more, so use an earlier layer"
         )
     return torch.from_numpy(heat)
 
 
 @torch.inference_mode()
 def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
-    """How many directions of the signal survive each stage: singular values, the batch's mean removed.
+    """Singular values of the signal after each stage, with the mean over the batch removed.
+
+    They show how many directions of the signal survive. BatchNorm uses the statistics of these images, as
+    in training, because an untrained network has no others.
 
     Args:
-        images: normalised, ``(N, 3, 32, 32)``, N at least 48.
+        images: normalized, ``(N, 3, 32, 32)``, with N at least 48.
 
-    Returns: ``(5, 48)``, falling in each row: of X after the convolutions (pooled) and after each of
-    the four ULTIMUS blocks. A row with one value far above the rest is a batch on a line.
-    BatchNorm takes these images' own statistics, as in training: an untrained network has no others.
+    Returns: ``(5, 48)``, in descending order in each row: of X after global average pooling and after each
+    of the four ULTIMUS blocks. If one value is far larger than the rest, the batch lies on a line.
     """
-    model = copy.deepcopy(model).train()  # a copy, because BatchNorm also notes what it sees
+    model = copy.deepcopy(model).train()  # a copy, because BatchNorm updates its running averages
     stages = [model.features(images)]  # (N, 48)
     for block in model.ultimus_blocks:
         stages.append(block(stages[-1]))
@@ -88,7 +90,7 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_maps(model: TransformerModel, images: Tensor) -> Tensor:
-    """AM of every block for every image: normalised ``(N, 3, 32, 32)`` → ``(N, 4, 8, 8)``, rows sum to 1/√8."""
+    """AM of every block for every image: normalized ``(N, 3, 32, 32)`` → ``(N, 4, 8, 8)``, rows sum to 1/√8."""
     model.eval()
     x = model.features(images)  # (N, 48)
     maps = []

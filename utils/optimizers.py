@@ -1,11 +1,11 @@
-"""The optimizers, and which weights they decay: those of which only the direction counts."""
+"""The optimizers, with weight decay only for the weights whose scale does not matter."""
 
 from torch import nn
 from torch.optim import SGD, Adam
 
 
 def adam(model: nn.Module, weight_decay: float) -> Adam:
-    """Session 9's optimizer, as its assignment asks."""
+    """Session 9's optimizer, as assigned."""
     return Adam(parameter_groups(model, weight_decay))
 
 
@@ -15,11 +15,12 @@ def sgd(model: nn.Module, weight_decay: float) -> SGD:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups for an optimizer: weight decay on the convolutions' weights, none on anything else.
+    """Parameter groups for an optimizer: weight decay for the convolutions' weights and for nothing else.
 
-    A BatchNorm follows every convolution, so the size of its weights changes nothing that the network
-    computes. It changes what a step does: weights that have grown are turned less by it. Training lets
-    them grow; decay keeps them small and turning. Everything else means what it says, and is left alone.
+    Every convolution is followed by BatchNorm, so the scale of its weights does not change the network's
+    output. But it changes the effect of a step: the larger the weights, the less a step rotates them.
+    Weights grow during training, and weight decay counteracts this. The scale of all other parameters
+    matters, so they are not decayed.
 
     Source: van Laarhoven, https://arxiv.org/abs/1706.05350
     """

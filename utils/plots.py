@@ -1,4 +1,4 @@
-"""One function a picture: tensors or numbers in, a matplotlib Figure out."""
+"""One function per picture: each takes tensors or lists and returns a matplotlib Figure."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TRAIN, TEST = "tab:blue", "tab:orange"
 
 
 def figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list]:
-    """A titled figure and its axes, row by row; closed, so that a notebook shows it once, when asked."""
+    """A figure with a title, and its axes row by row. It is closed, so that a notebook shows it only on demand."""
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=100)
     plt.close(fig)
     fig.suptitle(title)
@@ -23,7 +23,7 @@ def figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tu
 
 
 def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
-    """Images ``(N, 3, H, W)``, N up to 20, on the scale 0 to 1, in rows of five under their titles."""
+    """Images ``(N, 3, H, W)`` on the scale 0 to 1, in rows of five, with their titles."""
     rows = max(1, -(-len(images) // 5))
     fig, axes = figure(rows, 5, (8.5, 0.4 + 1.95 * rows), title)
     for ax in axes:
@@ -35,13 +35,13 @@ def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
 
 
 def sample_images(images: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """The first 20 of a batch, as the network sees them but denormalised: images ``(B, 3, H, W)``, 0 to 1."""
+    """The first 20 images of a batch as the network sees them, but denormalized: ``(B, 3, H, W)``, 0 to 1."""
     titles = [classes[label] for label in labels[:20].tolist()]
     return gallery(images[:20], titles, f"Training images after augmentation · {data_name}")
 
 
 def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The numbers of up to ``count`` images with wrong answers, spread evenly over all that are wrong."""
+    """Indices of up to ``count`` misclassified images, evenly spaced among all misclassified images."""
     wrong = (logits.argmax(dim=1) != labels).nonzero().flatten().cpu()
     return wrong[torch.linspace(0, len(wrong) - 1, min(count, len(wrong))).long()]
 
@@ -49,7 +49,7 @@ def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
 def misclassified_images(
     images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str, count: int = 20
 ) -> Figure:
-    """``count`` wrong answers out of all: images ``(N, 3, H, W)``, 0 to 1, logits ``(N, C)``, labels ``(N,)``."""
+    """Up to ``count`` misclassified images: images ``(N, 3, H, W)``, 0 to 1, logits ``(N, C)``, labels ``(N,)``."""
     some, predicted = misclassified(logits, labels, count), logits.argmax(dim=1)
     titles = [
         f"{classes[answer]}\n(true: {classes[truth]})"
@@ -63,32 +63,30 @@ def misclassified_images(
 def grad_cam(
     images: Tensor, heats: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
 ) -> Figure:
-    """Each image, and laid over it the heat of the class that was answered and of the true class.
+    """Each image, with Grad-CAM's heat map for the predicted class and for the true class.
 
-    Images ``(N, 3, H, W)``, 0 to 1, two heats ``(N, H, W)`` of ``utils.explain.grad_cam``, logits ``(N, C)``,
-    labels ``(N,)``. Two images a row.
+    Images ``(N, 3, H, W)``, 0 to 1, two heat maps ``(N, H, W)`` of ``utils.explain.grad_cam``, logits
+    ``(N, C)``, labels ``(N,)``. Two images per row.
     """
-    from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does without it
+    from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does not need it
 
     rows = max(1, -(-len(images) // 2))
-    fig, axes = figure(
-        rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM: what spoke for the answer, what for the truth · {data_name}"
-    )
+    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM for the predicted and the true class · {data_name}")
     for ax in axes:
         ax.axis("off")
     probabilities = logits.softmax(dim=1)
     for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
         plain, *overlaid = axes[3 * i : 3 * i + 3]
         plain.imshow(image)
-        numbers = int(logits[i].argmax()), int(labels[i])
-        for ax, heat, number, role in zip(overlaid, heats, numbers, ("answer", "truth")):
+        indices = int(logits[i].argmax()), int(labels[i])
+        for ax, heat, index, role in zip(overlaid, heats, indices, ("predicted", "true")):
             ax.imshow(show_cam_on_image(image, heat[i].numpy(), use_rgb=True))
-            ax.set_title(f"{role}: {classes[number]}\n{100 * probabilities[i, number]:.1f}%", fontsize=9)
+            ax.set_title(f"{role}: {classes[index]}\n{100 * probabilities[i, index]:.1f}%", fontsize=9)
     return fig
 
 
 def loss_and_accuracy(history: History, data_name: str) -> Figure:
-    """Loss and accuracy of training and test, epoch by epoch."""
+    """Training and test loss and accuracy per epoch."""
     epochs = range(1, len(history.lr) + 1)
     fig, (left, right) = figure(1, 2, (11, 4), f"Loss and accuracy · {data_name}")
     for ax, train, test, name in (
@@ -131,11 +129,13 @@ def lr_finder(
 
 
 def lr_history(history: History, data_name: str) -> Figure:
-    """The learning rate that each step used."""
-    fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate, step by step · {data_name}")
+    """The learning rate of each step."""
+    fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate of each step · {data_name}")
     ax.plot(history.step_lr, color=TRAIN)
     top = max(range(len(history.step_lr)), key=history.step_lr.__getitem__)
-    ax.plot(top, history.step_lr[top], "o", color=TEST, label=f"top: {history.step_lr[top]:.4f} at step {top + 1:,}")
+    ax.plot(
+        top, history.step_lr[top], "o", color=TEST, label=f"maximum: {history.step_lr[top]:.4f} at step {top + 1:,}"
+    )
     ax.set(xlabel=f"step ({len(history.step_lr):,} in {len(history.lr)} epochs)", ylabel="learning rate")
     ax.grid(alpha=0.3)
     ax.legend()
@@ -143,7 +143,7 @@ def lr_history(history: History, data_name: str) -> Figure:
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """How many test images of each true class got which answer: logits ``(N, C)``, labels ``(N,)``."""
+    """Confusion matrix of the test images: logits ``(N, C)``, labels ``(N,)``."""
     from sklearn.metrics import ConfusionMatrixDisplay  # here, because its import takes a second
 
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data_name}")
@@ -161,20 +161,20 @@ def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], dat
 
 
 def accuracy_by_class(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """How many of each class's test images are right, in percent: logits ``(N, C)``, labels ``(N,)``."""
+    """Test accuracy of each class in percent: logits ``(N, C)``, labels ``(N,)``."""
     labels, hits = labels.cpu(), (logits.argmax(dim=1) == labels).cpu()
-    accuracies = [100 * hits[labels == number].float().mean().item() for number in range(len(classes))]
+    accuracies = [100 * hits[labels == index].float().mean().item() for index in range(len(classes))]
     fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {data_name}")
     ax.bar_label(ax.barh(classes, accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
-    ax.set(xlabel="test images of the class that are right, in %", xlim=(0, 112), xticks=range(0, 101, 20))
+    ax.set(xlabel="test accuracy in %", xlim=(0, 112), xticks=range(0, 101, 20))
     ax.invert_yaxis()
     return fig
 
 
 def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
-    """Singular values of the signal after each stage, a panel for each network: ``{title: (5, 48)}``.
+    """Singular values of the signal after each stage, one panel per network: ``{title: (5, 48)}``.
 
-    See ``utils.explain.signal_spectra``. Only the eight largest can differ from 0 after a block.
+    See ``utils.explain.signal_spectra``. After a block, only the eight largest can be nonzero.
     """
     stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")
     fig, axes = figure(1, len(spectra), (3.6 * len(spectra), 4), f"How much of the signal survives · {data_name}")
@@ -189,8 +189,8 @@ def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
 
 
 def attention_maps(maps: Tensor, images: Tensor, titles: Sequence[str], data_name: str) -> Figure:
-    """A row an image: the image ``(N, 3, H, W)``, 0 to 1, and the four AM ``(N, 4, 8, 8)`` on one scale of colours."""
-    fig, axes = figure(len(images), 5, (9, 0.5 + 1.8 * len(images)), f"AM of the four blocks · {data_name}")
+    """One row per image: the image ``(N, 3, H, W)``, 0 to 1, and its four AM ``(N, 4, 8, 8)`` with a common color scale."""
+    fig, axes = figure(len(images), 5, (9, 0.5 + 1.8 * len(images)), f"Attention matrix AM of each block · {data_name}")
     shades = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))  # uniform attention is 0.04: dark, but not black
     for i, (image, title) in enumerate(zip(images.cpu(), titles)):
         first, *others = axes[5 * i : 5 * i + 5]

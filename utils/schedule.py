@@ -82,7 +82,7 @@ def find_lr(
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < max(10, steps // 5):
         raise TrainingError(
-            f"LR finder: the loss was infinite after {finite} of {steps} steps: check the images for wrong values."
+            f"LR finder: the loss was infinite after {finite} of {steps} steps: check the images for invalid values."
         )
     lrs, losses = lrs[:finite], losses[:finite]
     divergence_lr = find_divergence(lrs, losses)

@@ -45,16 +45,16 @@ def train(
     recipe: Recipe,
     epoch: int,
 ) -> tuple[float, float, list[float], str]:
-    """One epoch of training, of one process's share of each batch.
+    """Train for one epoch, on this process's share of each batch.
 
-    Returns: mean loss over images, accuracy in percent, both over all processes, the learning rate of
-    each step, and the finished line of progress.
+    Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate
+    of each step; the final line of the progress bar.
 
     Raises:
         TrainingError: the loss is no longer finite.
     """
     model.train()
-    losses, hits, sizes, lrs = [], [], [], []  # one entry a batch; the first two stay on the device
+    losses, hits, sizes, lrs = [], [], [], []  # one entry per batch; the first two stay on the device
     quiet = not accelerator.is_main_process
     with progress(total=len(loader), mininterval=1, smoothing=0, leave=False, disable=quiet) as bar:
         for batch, (images, labels) in enumerate(loader):
@@ -64,38 +64,41 @@ def train(
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
-            lrs.append(float(scheduler.get_last_lr()[0]))  # the one this step used
+            lrs.append(float(scheduler.get_last_lr()[0]))  # of this step
             scheduler.step()
 
             losses.append(loss.detach())
             hits.append((logits.argmax(dim=1) == labels).sum())
             sizes.append(len(labels))
-            # A look at the numbers waits for the GPU: only when the bar is drawn, once a second.
+            # Reading the values waits for the GPU, so it is done only when the bar is drawn, once per second.
             last = batch == len(loader) - 1
             if bar.update() or last:
-                seen = totals(losses, hits, sizes, lrs, epoch)
+                sums = totals(losses, hits, sizes, lrs, epoch)
                 if last:
-                    seen = accelerator.reduce(seen.to(accelerator.device, torch.float32))  # the sum over all processes
-                loss_sum, right, images_seen = seen.tolist()
+                    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32))  # the sum over all processes
+                loss_sum, right, images_seen = sums.tolist()
                 mean_loss, accuracy = loss_sum / images_seen, 100 * right / images_seen
                 bar.set_description(
                     f"EPOCH = {epoch} | LR = {lrs[-1]:.7f} | Loss = {mean_loss:.2f} | "
                     f"Batch = {batch} | Accuracy = {accuracy:.2f}"
                 )
         line = str(bar)
-    accelerator.print(line, flush=True)  # the log holds the very line that was shown
+    accelerator.print(line, flush=True)  # the log contains exactly the printed line
     return mean_loss, accuracy, lrs, line
 
 
 def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
-    """The sum of the losses of the images seen so far, how many are right, how many there are; TrainingError
-    if a loss is not finite."""
+    """Sum of the losses, number of correct predictions and number of images so far, as a tensor ``(3,)``.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
     loss = torch.stack(losses).cpu().double()
     if not loss.isfinite().all():
         batch = int((~loss.isfinite()).nonzero()[0])
         raise TrainingError(
             f"the loss became {loss[batch].item()} in epoch {epoch}, batch {batch}, at LR {lrs[batch]:.7f}: "
-            "try a max LR a quarter as high, and check the images for wrong values."
+            "try a quarter of the max LR, and check the images for invalid values."
         )
     return torch.tensor([loss @ torch.tensor(sizes).double(), torch.stack(hits).sum(), sum(sizes)])  # (3,)
 
@@ -104,10 +107,10 @@ def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list
 def predict(
     model: nn.Module, loader: DataLoader, mirrored: bool = False, accelerator: Accelerator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, 10)`` and labels ``(N,)`` of all images in the loader's order, in evaluation mode.
+    """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in the loader's order and in evaluation mode.
 
-    ``mirrored`` shows every image mirrored left to right. With the ``accelerator`` that prepared the
-    loader, what each process predicts of its share is gathered, every image once.
+    With ``mirrored``, every image is flipped horizontally. With the ``accelerator`` that prepared the
+    loader, the predictions of all processes are gathered, each image once.
     """
     model.eval()
     quiet = accelerator is not None and not accelerator.is_main_process
@@ -120,17 +123,16 @@ def predict(
 
 
 def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, accelerator: Accelerator) -> None:
-    """Recompute BatchNorm's statistics from a tenth of the training images, at least ten batches, augmented as in
-    training.
+    """Recompute BatchNorm's statistics from a tenth of the training images (at least ten batches), with augmentation.
 
-    Its running averages lag behind weights that move fast: at the top of the cycle they make a network look up to
-    20 points worse than it is. Training uses each batch's own statistics and is not affected: no weight changes and
-    no random number is drawn. Costs 3% of an epoch. Of several processes each takes its share, as in training.
+    The running averages lag behind weights that change fast: at the peak of the cycle, they lower the test
+    accuracy by up to 20 points. Training uses the statistics of each batch, so it is not affected: no weight
+    changes, and the random state is restored. It takes 3% of an epoch. Processes share the images.
     """
     device, processes = accelerator.device, accelerator.num_processes
     gpus = [device] if device.type == "cuda" else []
     count = max(len(train_set) // 10, 10 * batch_size) // processes  # type: ignore[arg-type]
-    # Eagerly, because a compiled model would be compiled once more for a pass without gradients.
+    # Eager, because a compiled model would be compiled again for a pass without gradients.
     with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
         some = torch.randperm(len(train_set))[:count]  # type: ignore[arg-type]
         parts = some.split(batch_size // processes)
@@ -141,7 +143,7 @@ def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, acc
 
 
 def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[float, float, str]:
-    """Mean loss over the test images, accuracy in percent, and the line that says so."""
+    """Mean loss over the test images, accuracy in percent, and both as a line of the log."""
     logits, labels = predict(model, loader, accelerator=accelerator)
     loss = F.cross_entropy(logits, labels).item()
     hits, count = int((logits.argmax(dim=1) == labels).sum()), len(labels)
@@ -150,8 +152,10 @@ def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tupl
 
 
 def flip_averaged_accuracy(model: nn.Module, loader: DataLoader, logits: Tensor) -> float:
-    """Accuracy in percent of the answers to each image, ``logits`` ``(N, 10)``, and to its mirror image, averaged: a
-    trick at test time."""
+    """Accuracy in percent of the mean prediction for each image and its mirror image, a test-time trick.
+
+    ``logits`` ``(N, 10)`` are those of the images themselves.
+    """
     mirrored, labels = predict(model, loader, mirrored=True)
     averaged = (logits.softmax(dim=1) + mirrored.softmax(dim=1)).argmax(dim=1)
     return 100 * (averaged == labels).float().mean().item()

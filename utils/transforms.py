@@ -1,8 +1,8 @@
-"""Augmentation of whole batches where they lie, on the CPU or the GPU, each image with its own draw.
+"""Augmentation of whole batches on the device they are on, with random parameters for each image.
 
-torchvision's transforms draw once for a batch; called image by image they leave the device and cost
-more than this network's training. Every transform here maps uint8 ``(B, C, H, W)`` to uint8
-``(B, C, H, W)``, except Normalize, which ends the chain with float32. Random draws come from
+torchvision's transforms draw their parameters once per batch. Applied image by image, they would take
+more time than the training of these networks. Every transform here maps uint8 ``(B, C, H, W)`` to uint8
+``(B, C, H, W)``, except Normalize, the last one, which returns float32. Random numbers come from
 PyTorch's global generator of the images' device.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a window of ``size`` × ``size`` pixels at a place of each image's own, up to ``padding`` beyond its edge.
+    """Crop each image to ``size`` × ``size`` pixels at a random position, up to ``padding`` pixels beyond its edge.
 
-    What lies beyond the edge is the image mirrored in it. A black border would shift the means of the
-    features, which a network that pools over the whole image takes for content.
+    The padding is the image reflected at its edge. A black border would shift the mean of the features,
+    which is all that a network with global average pooling sees.
     """
 
     size: int
@@ -39,14 +39,14 @@ class RandomCrop:
 
 
 def reflect(places: Tensor, side: int) -> Tensor:
-    """Places beyond 0 … ``side`` − 1, reflected in the first or the last: −1 → 1, ``side`` → ``side`` − 2."""
+    """Indices outside 0 … ``side`` − 1, reflected at the first or the last: −1 → 1, ``side`` → ``side`` − 2."""
     last = side - 1
     return last - (last - places.abs()).abs()
 
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror each image left to right with probability ``p``."""
+    """Flip each image horizontally with probability ``p``."""
 
     p: float = 0.5
 
@@ -59,17 +59,17 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class CutOut:
-    """Cover one square of ``size`` × ``size`` pixels in each image with ``fill``, its centre at any pixel.
+    """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``. Its center is a random pixel.
 
-    As in the paper, what of the square lies beyond the edge is lost, so some images stay nearly whole. Kept
-    inside the image instead, a square of 16 would hide the middle of a 32×32 image seven times in eight,
-    not one time in four. Filled with the data set's mean colour, it is (nearly) 0 after Normalize.
+    As in the paper, part of the square may lie outside the image, so some images stay nearly intact. A
+    square of 16 that always lies inside a 32×32 image would hide its center seven times in eight instead
+    of one time in four. The square has the mean color of the data set, so it is close to 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """
 
     size: int
-    fill: tuple[float, ...]  # a value a channel, on the scale 0 to 1
+    fill: tuple[float, ...]  # per channel, on the scale 0 to 1
 
     def __call__(self, images: Tensor) -> Tensor:
         centres = torch.randint(images.shape[-1], (2, len(images)), device=images.device)
@@ -87,7 +87,7 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 0..255 → float32 with mean 0 and standard deviation 1 a channel, channels-last in memory."""
+    """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel, channels-last in memory."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -98,7 +98,7 @@ class Normalize:
         return (images - 255 * mean) / (255 * std)
 
     def inverse(self, images: Tensor) -> Tensor:
-        """Normalised images back on the scale 0 to 1, for pictures."""
+        """Normalized images back to the scale 0 to 1, for pictures."""
         mean, std = self.tensors(images.device)
         return (images * std + mean).clamp(0, 1)
 
@@ -109,7 +109,7 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Compose:
-    """One transform after the other."""
+    """Apply one transform after the other."""
 
     transforms: Sequence[Callable[[Tensor], Tensor]]
 

@@ -1,4 +1,4 @@
-"""Which device and which precision: Hugging Face accelerate carries both through the loop."""
+"""The device and its precision, which Hugging Face accelerate applies in the training loop."""
 
 import contextlib
 import ctypes
@@ -22,26 +22,26 @@ from torch.nn import functional as F
 from utils.machine.errors import TrainingError
 
 ROOT = Path(__file__).parents[2]
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names; anything else is full precision
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names; others are full precision
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch's names and accelerate's
 MIN_SPEEDUP = 1.15  # a speed-up below this is noise
 
 
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
-    """The machine's GPU if it has one and ``cpu`` does not forbid it, else its CPU.
+    """An accelerator for the GPU, if there is one and not ``cpu``, else for the CPU.
 
     Args:
-        tensorboard: the folder whose subfolder of that name TensorBoard will read.
-        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, the fastest that is safe; of
-            several processes all take the first one's.
+        tensorboard: log to the subfolder ``tensorboard`` of this folder.
+        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, the fastest safe one. With
+            several processes, the first one chooses for all.
     """
-    # A batch of the recipe's size is shared out: on many devices each step sees what it sees on one.
+    # Processes share a batch of the recipe's size, so that a step sees as many images as with one process.
     sharing = DataLoaderConfiguration(split_batches=True)
     keep_freed_memory()
-    PartialState(cpu=cpu)  # knows the other processes
-    AcceleratorState._reset_state()  # an earlier accelerator's precision does not bind this one
+    PartialState(cpu=cpu)
+    AcceleratorState._reset_state()  # otherwise the precision of an earlier accelerator would stay
     if precision == "float16" and PartialState().device.type == "cpu":
-        PartialState().print("The run began in float16, which needs a GPU: it is resumed in float32.", flush=True)
+        PartialState().print("The run was started in float16, which needs a GPU: it resumes in float32.", flush=True)
         precision = "float32"
     mixed_precision = PRECISIONS.get(precision) or broadcast_object_list([fastest_precision(cpu)])[0]
     accelerator = Accelerator(
@@ -51,7 +51,7 @@ def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precisi
         log_with="tensorboard" if tensorboard else None,
         project_dir=tensorboard,
     )
-    # `accelerate launch --cpu --num_processes 2` wants MPI; without it, it starts one process and tells nobody.
+    # `accelerate launch --cpu --num_processes 2` needs MPI. Without it, it silently starts one process.
     if os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         print(
             "accelerate launch started one process: for several on CPUs use `torchrun --nproc-per-node 2 main.py …`.",
@@ -63,14 +63,14 @@ def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precisi
 def fastest_precision(cpu: bool = False) -> str:
     """``"bf16"`` where the hardware computes in bfloat16, ``"fp16"`` on older GPUs, else ``"no"``.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16, many times slower than float32. With them bfloat16 is
-    the faster one on some (AMD EPYC) and the slower one on others (Intel Xeon without AMX): both are timed.
+    A CPU without AVX512-BF16 and AMX emulates bfloat16, which is many times slower than float32. With them,
+    bfloat16 is faster on some CPUs (AMD EPYC) and slower on others (Intel Xeon without AMX), so both are timed.
     """
     if torch.cuda.is_available() and not cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if torch.backends.mps.is_available() and not cpu:
         return "no"
-    # PyTorch names these two checks privately; an older version may lack them
+    # private in PyTorch; an older version may lack them
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     if not any(getattr(torch.cpu, check, lambda: False)() for check in checks):
         return "no"
@@ -79,15 +79,18 @@ def fastest_precision(cpu: bool = False) -> str:
 
 @cache
 def bfloat16_speedup(size: int = 8, side: int = 768) -> float:
-    """How many times as fast as in float32 a convolution of ``size`` images and a matrix product of this ``side``
-    are in bfloat16 on this CPU, forward and backward. Takes a quarter of a second, once a process."""
-    generator = torch.Generator()  # of its own: the run's draws stay as they are
+    """Time in float32 divided by time in bfloat16, on this CPU, of a convolution and a matrix product.
+
+    Forward and backward, for ``size`` images and matrices of ``side`` × ``side``. It takes a quarter of a
+    second, once per process.
+    """
+    generator = torch.Generator()  # its own, so that the run's random state does not change
     images = torch.rand(size, 64, 32, 32, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
     kernels = torch.rand(64, 64, 3, 3, generator=generator).to(memory_format=torch.channels_last).requires_grad_()
     a, b = (torch.rand(side, side, generator=generator).requires_grad_() for _ in range(2))
     seconds = {False: math.inf, True: math.inf}
     with torch.enable_grad():
-        for half in (False, True, False, True, False, True):  # in turn; the first of each warms up
+        for half in (False, True, False, True, False, True):  # alternating; the first of each is a warm-up
             start = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = F.conv2d(images, kernels, padding=1).float().mean() + (a @ b).float().mean()
@@ -97,57 +100,57 @@ def bfloat16_speedup(size: int = 8, side: int = 768) -> float:
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """PyTorch's name of the precision that ``accelerator`` computes in."""
+    """PyTorch's name for the precision of ``accelerator``."""
     return next(name for name, value in PRECISIONS.items() if value == accelerator.mixed_precision)
 
 
 def keep_freed_memory() -> None:
-    """Let the memory that one step frees serve the next.
+    """Make malloc keep freed memory for the next step.
 
-    Linux' malloc hands large blocks back to the system at once, which fills them with zeros, page by page,
-    when the next step asks for them: a fifth of the time of a CPU's step.
+    By default, glibc returns large blocks to the system, which zeroes them page by page when the next step
+    allocates them again. That takes a fifth of a training step on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)  # no block straight from the system …
-        mallopt(trim_threshold, -1)  # … and none back to it
+        mallopt(mmap_max, 0)  # allocate all blocks from the heap …
+        mallopt(trim_threshold, -1)  # … and never shrink it
 
 
 def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
-    """Let PyTorch compile ``model`` at its first step if ``steps`` steps win back the half minute that it takes.
+    """Compile ``model`` at its first step if ``steps`` steps save more than the half minute that this takes.
 
-    A GPU has trained these networks before they are compiled.
+    On a GPU it does not pay off: the networks are trained before they are compiled.
     """
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and steps >= 1000 and can_compile():
         model.compile()
 
 
 def can_compile() -> bool:
-    """Whether torch.compile works here: it wants a C++ compiler and Python's headers, and says so in many ways."""
+    """Whether torch.compile works here. It needs a C++ compiler and Python's headers and fails in many ways without."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns on machines without CUDA
     try:
         torch.compile(torch.sin)(torch.ones(1))
     except Exception:
-        print("torch.compile does not work here: the training takes longer, and is the same otherwise.", flush=True)
+        print("torch.compile does not work here: training takes longer but is otherwise the same.", flush=True)
         return False
     return True
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """TrainingError that says which batch size to try, where a GPU's memory is too small for ``batch_size`` images."""
+    """Turn a GPU's out-of-memory error into a TrainingError that says which batch size to try."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the GPU's memory is too small for batches of {batch_size} images: try {max(1, batch_size // 2)} "
+            f"the GPU is out of memory with batches of {batch_size} images: try {max(1, batch_size // 2)} "
             "(main.py: --batch-size; notebook: batch_size in utils/recipes.py)."
         ) from error
 
 
 def describe(accelerator: Accelerator) -> str:
-    """Hardware and precision, as logs and pages name them: "AMD EPYC, 2 threads, bfloat16"."""
+    """Hardware and precision, for logs and pages: "AMD EPYC, 2 threads, bfloat16"."""
     precision = precision_of(accelerator)
     times = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
     if accelerator.device.type == "cuda":
@@ -170,7 +173,7 @@ def time_hint(accelerator: Accelerator, name: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name; the bare architecture where the system does not tell."""
+    """The processor's name, or its architecture if the system does not tell the name."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""The errors that a user can mend: one line that names the thing, the reason and the remedy."""
+"""Errors that a user can fix: one line that names the object, the reason and the remedy."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """What a terminal shows without a traceback."""
+    """Shown in the terminal without a traceback."""
 
 
 class DataError(UserError):
@@ -14,14 +14,15 @@ class DataError(UserError):
 
 
 class TrainingError(UserError):
-    """The training cannot go on."""
+    """The training cannot continue."""
 
 
 class FileError(UserError):
-    """A run's file or folder cannot be read or written, or is of another run."""
+    """A file or folder of a run cannot be read or written, or belongs to another run."""
 
 
 def exit_on_broken_pipe() -> NoReturn:
-    """End quietly where nobody reads the output any more (``| head``); what a flush at exit writes goes nowhere."""
+    """Exit silently when the reader of the output has closed the pipe, as ``| head`` does."""
+    # The interpreter flushes standard output at exit, which would raise the error again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

@@ -1,6 +1,6 @@
-"""Files that are whole or not there, and tensors that are loaded without running anyone's code.
+"""Atomic writes, and tensors that are loaded without executing code.
 
-PyTorch is imported where it is needed: what only writes a file starts two seconds earlier.
+PyTorch is imported only where it is needed, because the import takes two seconds.
 """
 
 import io
@@ -14,10 +14,10 @@ from utils.machine.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path`` and give it the name ``path`` only when it is whole.
+    """Call ``write`` with a temporary path, then rename that file to ``path``.
 
     Raises:
-        FileError: there is no room or no permission; what stood at ``path`` still stands there.
+        FileError: the disk is full or read-only; an existing file at ``path`` is unchanged.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -25,32 +25,32 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     except OSError as error:
         raise FileError(
-            f"{path} cannot be written ({error.strerror or error}): make room or mend the folder's permissions, "
-            "then give the same command again. What was written before is whole."
+            f"{path} cannot be written ({error.strerror or error}): free some space or fix the folder's permissions, "
+            "then run the same command again. Files that were written before are intact."
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as a whole file; FileError if that is not possible."""
+    """Write ``text`` atomically, as UTF-8; raises FileError."""
     replace_file(path, lambda part: part.write_bytes(text.encode()))
 
 
 def save_tensors(path: Path, content: dict) -> None:
-    """Write ``content``, tensors and plain values, as a whole file; FileError if that is not possible."""
+    """Write ``content``, which holds tensors and plain values, atomically; raises FileError."""
     import torch
 
-    buffer = io.BytesIO()  # torch.save itself says "unexpected pos 704 vs 598" of a full disk
+    buffer = io.BytesIO()  # on a full disk, torch.save itself raises "unexpected pos 704 vs 598"
     torch.save(content, buffer)
     replace_file(path, lambda part: part.write_bytes(buffer.getbuffer()))
 
 
 def load_tensors(path: str | Path) -> dict:
-    """What ``save_tensors`` wrote, on the CPU.
+    """Load what ``save_tensors`` wrote, to the CPU.
 
     Raises:
-        FileError: it is not there, not whole, not such a file, or holds more than tensors and plain values.
+        FileError: the file is missing, damaged, of another kind, or contains more than tensors and plain values.
     """
     import torch
 
@@ -59,13 +59,15 @@ def load_tensors(path: str | Path) -> dict:
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise FileError(
-                f"{path} holds objects that could run code, so it was not loaded: use files that this program wrote."
+                f"{path} contains objects that could run code, so it was not loaded: only use files that this program wrote."
             ) from error
-        raise FileError(f"{path} is no file of weights: give a weights.pt that a run wrote.") from error
+        raise FileError(f"{path} is not a weights file: give the weights.pt of a run.") from error
     except (OSError, EOFError, RuntimeError) as error:
         if isinstance(error, OSError) and error.filename:
-            raise FileError(f"{path} cannot be read ({error.strerror}): give a weights.pt that a run wrote.") from error
-        raise FileError(f"{path} is damaged or cut off: download it again, or move it away and train again.") from error
+            raise FileError(f"{path} cannot be read ({error.strerror}): give the weights.pt of a run.") from error
+        raise FileError(
+            f"{path} is damaged or truncated: download it again, or move it away and train again."
+        ) from error
     if not isinstance(content, dict):
-        raise FileError(f"{path} is no file of weights: give a weights.pt that a run wrote.")
+        raise FileError(f"{path} is not a weights file: give the weights.pt of a run.")
     return content

@@ -1,4 +1,4 @@
-"""The progress bar of the course's log: ten blocks wide, on standard output, so that it keeps its place there."""
+"""The progress bar of the training log: ten blocks wide, on standard output, in order with other output."""
 
 import sys
 from typing import TextIO
@@ -7,5 +7,5 @@ from tqdm import tqdm
 
 
 def progress(iterable=None, file: TextIO | None = None, **options) -> tqdm:
-    """tqdm's bar; ``options`` are tqdm's."""
+    """A tqdm bar; ``options`` are passed to tqdm."""
     return tqdm(iterable, file=file or sys.stdout, bar_format="{l_bar}{bar:10}{r_bar}", **options)

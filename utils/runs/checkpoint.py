@@ -1,4 +1,4 @@
-"""What a run saves: its whole state after each epoch, its log and history, and the trained network."""
+"""What a run saves: its state after each epoch, its log and history, and the trained network."""
 
 import csv
 import io
@@ -29,11 +29,11 @@ def save_checkpoint(
     accelerator: Accelerator,
     history: History,
 ) -> None:
-    """Save everything that the next epoch depends on, and what was measured so far.
+    """Save everything that the next epoch depends on, and the history.
 
-    Every process calls it, because each draws its own augmentation; the first one writes.
+    All processes must call it, because each has its own random state. The first one writes the file.
     """
-    random = gather_object([torch.get_rng_state()])  # one a process
+    random = gather_object([torch.get_rng_state()])  # one per process
     random_gpu = gather_object([torch.cuda.get_rng_state()] if accelerator.device.type == "cuda" else [])
     order = shuffle_generator(train_loader)
     if not accelerator.is_main_process:
@@ -104,7 +104,7 @@ def write_history(folder: Path, history: History) -> None:
 
 
 def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) -> None:
-    """Save what it takes to use the trained network: its weights, and how it was shown which classes."""
+    """Save the trained network: its weights, its classes and the normalization of its images."""
     content = {
         "model": model.state_dict(),
         "session": session,
@@ -116,13 +116,15 @@ def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) ->
 
 
 def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Load the weights of either kind of file into ``model``, on whatever device it is.
+    """Load the weights of a ``weights.pt`` or a checkpoint into ``model``, on whatever device it is.
 
     Raises:
-        FileError: the file cannot be read, or holds the weights of another network.
+        FileError: the file cannot be read, or contains the weights of another network.
     """
     content = load_tensors(path)
     try:
         model.load_state_dict(content["model"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} holds no weights of {type(model).__name__}: give those of its own run.") from error
+        raise FileError(
+            f"{path} contains no weights of {type(model).__name__}: give the weights of a run of that network."
+        ) from error

@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, and no earlier run is lost."""
+"""The folder of a run. Only one process at a time writes to it, and earlier runs are never overwritten."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ from utils.machine.errors import FileError
 from utils.machine.files import write_text
 from utils.machine.settings import smoke
 
-LOCKS: dict[Path, FileLock] = {}  # the folders that this process writes to, until it ends
+LOCKS: dict[Path, FileLock] = {}  # of the folders of this process, held until it exits
 
 
 def is_unfinished(folder: Path, plan: dict) -> bool:
-    """Whether ``folder`` holds an unfinished run of this ``plan``, which has everything that makes two runs the same."""
+    """Whether ``folder`` contains an unfinished run with this ``plan``, which is all that makes two runs equal."""
     kept = folder / "plan.json"
     try:
         return not smoke() and not (folder / "run.json").exists() and json.loads(kept.read_text("utf-8")) == plan
@@ -24,23 +24,22 @@ def is_unfinished(folder: Path, plan: dict) -> bool:
 
 
 def lock_folder(folder: Path) -> None:
-    """Lock ``folder`` for this process until it ends, however it ends; FileError if another process has it."""
+    """Lock ``folder`` until this process exits; raises FileError if another process has locked it."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = LOCKS.setdefault(
-        folder, FileLock(folder.with_name(f".{folder.name}.lock"))
-    )  # beside it, because the folder itself may move
+    # The lock is beside the folder, because the folder itself may be moved.
+    lock = LOCKS.setdefault(folder, FileLock(folder.with_name(f".{folder.name}.lock")))
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise FileError(
             f"{folder} is in use by another notebook or terminal: end that one (in Jupyter: Kernel → Shut Down), "
-            "or set RUNS to another folder for this one."
+            "or set RUNS to another folder."
         ) from error
 
 
 def open_folder(folder: Path, plan: dict) -> None:
-    """Make ``folder`` ready: empty, or with an unfinished run of this ``plan``. Any other run is moved aside.
+    """Prepare ``folder``: it is empty or contains an unfinished run with this ``plan``. Any other run is moved aside.
 
     Raises:
         FileError: another process is writing to ``folder``, or it cannot be created.
@@ -48,7 +47,7 @@ def open_folder(folder: Path, plan: dict) -> None:
     try:
         lock_folder(folder)
         if is_unfinished(folder, plan):
-            for half in folder.glob(".*.part"):  # left by a run that was killed while it saved
+            for half in folder.glob(".*.part"):  # left by a run that was killed while saving
                 half.unlink()
             return
         if smoke():
@@ -60,7 +59,5 @@ def open_folder(folder: Path, plan: dict) -> None:
             print(f"The earlier run was moved to {aside}/")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            f"{folder} cannot be made ({error.strerror}): set RUNS to a folder that can be written."
-        ) from error
+        raise FileError(f"{folder} cannot be created ({error.strerror}): set RUNS to a writable folder.") from error
     write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")

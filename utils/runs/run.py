@@ -87,7 +87,7 @@ class Run:
         resumes = is_unfinished(folder, plan)
         if must_resume and not resumes:
             raise TrainingError(
-                f"{folder}/ holds no unfinished run of these options: "
+                f"{folder}/ contains no unfinished run with these options: "
                 "give the options that it was started with, or start one without --resume."
             )
         checkpoint = folder / "checkpoint.pt"

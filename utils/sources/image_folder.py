@@ -1,8 +1,8 @@
-"""A folder of images, or an archive of one, decoded once into tensors that are kept beside it.
+"""A folder of images or an archive of one, decoded once into tensors that are cached beside it.
 
-The form in which Kaggle and others pass CIFAR-10 on: ``train/<class>/*.png|jpg`` and
-``test/<class>/*.png|jpg``, at the top or inside one or more wrapping folders. An archive is read where
-it is; nothing is unpacked.
+The layout is that of CIFAR-10 on Kaggle and elsewhere: ``train/<class>/*.png|jpg`` and
+``test/<class>/*.png|jpg``, at the top or inside one or more enclosing folders. Archives are read without
+unpacking them.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ Reader = Callable[[Iterable[str]], Iterator[tuple[str, bytes]]]
 
 @dataclass
 class FolderOfImages:
-    """What a folder holds. Images are uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``."""
+    """The contents of a folder: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``."""
 
     kind: str  # "JPEG" or "PNG"
     classes: list[str]
@@ -70,20 +70,20 @@ class FolderOfImages:
 
     @property
     def is_cifar10(self) -> bool:
-        """Whether these are CIFAR-10's very images, whoever packed them."""
+        """Whether images and labels are exactly those of CIFAR-10, in whatever order and format."""
         return self.digests == CIFAR10_DIGESTS
 
 
 def read_images(source: Path) -> FolderOfImages:
-    """The images of ``source``, a folder or an archive, from the cache beside it if that is up to date.
+    """Read the images of ``source``, a folder or an archive, or the cache beside it if that is up to date.
 
     Raises:
-        DataError: in one line, which file is wrong in which way, and what to do.
+        DataError: one line that names the file, the error and the remedy.
     """
     if not source.exists():
         raise DataError(f"{source} does not exist: set DATA to a folder or an archive of images.")
     if source.is_file() and not source.name.lower().endswith(ARCHIVES):
-        raise DataError(f"{source} is no archive that can be read: give a folder or one of {', '.join(ARCHIVES)}.")
+        raise DataError(f"{source} is not a readable archive: give a folder or one of {', '.join(ARCHIVES)}.")
     cache = cache_of(source)
     try:
         mark = fingerprint(source)
@@ -94,8 +94,10 @@ def read_images(source: Path) -> FolderOfImages:
             found = decode(source, names, read)
     except BROKEN as error:
         reason = str(error).splitlines()[0].strip(":")
-        raise DataError(f"{source} is cut off or no archive of its kind ({reason}): download it again.") from error
-    except BrokenPipeError:  # of the bar, not of the images
+        raise DataError(
+            f"{source} is truncated or not an archive of its kind ({reason}): download it again."
+        ) from error
+    except BrokenPipeError:  # from the progress bar, not from the images
         raise
     except OSError as error:
         raise DataError(
@@ -104,17 +106,17 @@ def read_images(source: Path) -> FolderOfImages:
     try:
         save_tensors(cache, {"mark": mark, "found": vars(found)})
     except FileError as error:
-        print(f"The decoded images could not be kept, and are decoded again next time: {error}", flush=True)
+        print(f"The decoded images could not be cached and will be decoded again next time: {error}", flush=True)
     return found
 
 
 def cache_of(source: Path) -> Path:
-    """Where the decoded images of ``source`` are kept."""
+    """The path of the cache for ``source``."""
     return source.resolve().with_name(source.resolve().name + ".cache.pt")
 
 
 def fingerprint(source: Path) -> str:
-    """Changes when a file is added, removed, resized or written: names, sizes and times of all files."""
+    """A digest of the names, sizes and modification times of all files."""
     files = [source] if source.is_file() else [source / name for name in walk(source) if not name.endswith("/")]
     digest = hashlib.sha256()
     for file in files:
@@ -124,22 +126,22 @@ def fingerprint(source: Path) -> str:
 
 
 def load_cache(cache: Path, mark: str) -> FolderOfImages | None:
-    """The cached images if they were decoded from what is there now; a broken cache counts as none."""
+    """The cached images, or None if the cache is missing, outdated or damaged."""
     if not cache.exists():
         return None
     try:
         content = torch.load(cache, weights_only=True, mmap=True)
         return FolderOfImages(**content["found"]) if content["mark"] == mark else None
-    except Exception:  # whatever is wrong with a cache, the images are still there
+    except Exception:  # whatever is wrong with the cache, the images can be decoded again
         return None
 
 
 @contextmanager
 def open_source(source: Path) -> Iterator[tuple[Names, Reader]]:
-    """Names inside ``source`` (folders end in "/") and a function that reads some of them, in an order of its own.
+    """Names inside ``source`` (folders end in "/") and a function that yields the contents of some of them.
 
-    A compressed tar can only be read forwards: to go back is to decompress it from its start again. So its
-    members come in the order in which they lie there.
+    A compressed tar archive can only be read forward: seeking back would decompress it from its start again.
+    So the function yields the files in the order of the archive.
     """
     if source.is_dir():
         yield walk(source), lambda names: ((name, (source / name).read_bytes()) for name in names)
@@ -150,11 +152,11 @@ def open_source(source: Path) -> Iterator[tuple[Names, Reader]]:
         with tarfile.open(source) as tar:
             members = {m.name + "/" * m.isdir(): m for m in tar.getmembers() if m.isfile() or m.isdir()}
 
-            def forwards(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+            def read_forward(names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
                 for name in sorted(names, key=lambda name: members[name].offset):
                     yield name, tar.extractfile(members[name]).read()  # type: ignore[union-attr]
 
-            yield list(members), forwards
+            yield list(members), read_forward
 
 
 def walk(folder: Path) -> Names:
@@ -173,7 +175,7 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
     classes = sorted(files["train"])
     pixels: dict[str, np.ndarray] = {}
     labels: dict[str, Tensor] = {}
-    places: dict[str, tuple[str, int]] = {}  # of each file: its split, and its number there
+    places: dict[str, tuple[str, int]] = {}  # of each file: its split, and its index there
     for split in SPLITS:
         paths = [(path, label) for label, name in enumerate(classes) for path in sorted(files[split][name])]
         pixels[split] = np.empty((len(paths), 32, 32, 3), dtype=np.uint8)
@@ -191,8 +193,11 @@ def decode(source: Path, names: Names, read: Reader) -> FolderOfImages:
 
 
 def digest(images: Tensor, labels: Tensor) -> str:
-    """What labelled images are called by, in whatever order and form of file they come: uint8 ``(N, 3, 32, 32)``,
-    int64 ``(N,)``. The sha256 of the sorted sha256 of every label's byte and pixels."""
+    """A digest of labeled images that does not depend on their order or file format.
+
+    It is the SHA-256 of the sorted SHA-256 digests of each label's byte and pixels: images uint8
+    ``(N, 3, 32, 32)``, labels int64 ``(N,)``.
+    """
     pixels = images.flatten(1).numpy()
     each = (hashlib.sha256(bytes([label]) + row.tobytes()).digest() for label, row in zip(labels.tolist(), pixels))
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()
@@ -206,13 +211,13 @@ def as_tensor(images: np.ndarray) -> Tensor:
 def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
     """Sort names into ``{split: {class: [file, …]}}``; DataError if the layout is not the expected one."""
     files: dict[str, dict[str, Names]] = {split: {} for split in SPLITS}
-    tops = set()  # what wraps train/ and test/: () or ("cifar10",)
+    tops = set()  # the folders that enclose train/ and test/: () or ("cifar10",)
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{source} holds a path that leads outside it ({name}): do not use this archive.")
+            raise DataError(f"{source} contains a path that points outside it ({name}): do not use this archive.")
         if any(part.startswith((".", "__MACOSX")) for part in path.parts):
-            continue  # what file managers leave behind
+            continue  # files of file managers
         folder = path if name.endswith("/") else path.parent
         if len(folder.parts) < 2 or folder.parts[-2] not in SPLITS:
             continue
@@ -224,7 +229,7 @@ def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
     if any(PurePosixPath(name).name == "data_batch_1" for name in names):
         raise DataError(f"{source} is CIFAR-10's own archive: put it into data/ (or $DATA_ROOT) and set DATA=cifar10.")
     if len(tops) > 1:
-        raise DataError(f"{source} holds train/ and test/ {len(tops)} times: give the path of one of the copies.")
+        raise DataError(f"{source} contains train/ and test/ {len(tops)} times: give the path of one of the copies.")
     for split in SPLITS:
         if not files[split]:
             raise DataError(f"{source} has no {split}/<class>/ inside: {LAYOUT}.")
@@ -238,14 +243,14 @@ def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits. Grey of 16 bits is scaled, where Pillow's ``convert`` would clip it to white."""
+    """Three channels of 8 bits. 16-bit grayscale is scaled; Pillow's ``convert`` would clip it to white."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
 def decode_image(name: str, content: bytes) -> np.ndarray:
-    """One 32×32 image as uint8 ``(32, 32, 3)``; grey and palette images become RGB."""
+    """One 32×32 image as uint8 ``(32, 32, 3)``; grayscale and palette images become RGB."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.size != (32, 32):
@@ -253,4 +258,4 @@ def decode_image(name: str, content: bytes) -> np.ndarray:
                 raise DataError(f"{name} is {width}×{height} pixels: resize all images to 32×32 first.")
             return np.asarray(to_rgb(image))
     except NO_IMAGE as error:
-        raise DataError(f"{name} is no image that can be read: replace or remove it.") from error
+        raise DataError(f"{name} is not a readable image: replace or remove it.") from error
