@@ -307,7 +307,9 @@ def test_a_real_copy():
 
 
 def test_url_as_data():
-    with pytest.raises(DataError, match=r"https://host/cifar.zip is a URL, which is not supported: download the file and"):
+    with pytest.raises(
+        DataError, match=r"https://host/cifar.zip is a URL, which is not supported: download the file and"
+    ):
         load_data("https://host/cifar.zip")
 
 
