@@ -35,6 +35,10 @@ class Recipe:
         """
         return replace(self, batch_size=max(1, min(self.batch_size, count // 20)))
 
+    def for_processes(self, count: int) -> "Recipe":
+        """The recipe with a batch size that ``count`` processes can share equally."""
+        return replace(self, batch_size=max(count, self.batch_size - self.batch_size % count))
+
     def for_epochs(self, epochs: int) -> "Recipe":
         """The recipe for ``epochs`` epochs, with the peak of the cycle at the same fraction of them."""
         return replace(self, epochs=epochs, top_epoch=max(1, round(self.top_epoch * epochs / self.epochs)))

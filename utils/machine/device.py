@@ -168,7 +168,7 @@ def time_hint(accelerator: Accelerator, name: str) -> str:
     if published.exists():
         facts = json.loads(published.read_text("utf-8"))
         minutes = facts["epochs"] * facts["seconds_per_epoch"] / 60
-        hint += f" {facts['epochs']} epochs of {facts['data']} took {minutes:.0f} minutes on {facts['hardware']}."
+        hint += f"\n{facts['epochs']} epochs of {facts['data']} took {minutes:.0f} minutes on {facts['hardware']}."
     return hint
 
 

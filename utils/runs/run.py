@@ -31,10 +31,10 @@ SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
 
 @dataclass
 class Run:
-    """One training of a session, step by step: open, build, find_lr, fit, finish; show and submission display it.
+    """One training run of a session: open, build, find_lr, fit and finish, in this order.
 
-    All files go to ``folder``. A run that was interrupted resumes after its last whole epoch. Of several
-    processes, each trains and the first one writes.
+    All files are written to ``folder``. An interrupted run resumes after its last complete epoch. With
+    several processes, all of them train and the first one writes.
     """
 
     session: Session  # its recipe is the one that this run trains with
@@ -65,23 +65,20 @@ class Run:
         """Choose the device, adapt the recipe to the data and open the run's folder.
 
         Args:
-            max_lr: if it is given, it belongs to what makes two runs the same.
-            name: of the run's folder; default: the session's name.
-            must_resume: whether it is an error if there is nothing to resume.
-            epochs: instead of the recipe's; in smoke mode the default is 2.
+            max_lr: the maximum learning rate; None if the LR finder will choose it.
+            name: name of the run's folder; default: the session's name.
+            tensorboard: also log to TensorBoard.
+            must_resume: raise an error if there is no unfinished run to resume.
+            epochs: default: the recipe's, and 2 in smoke mode.
             **changes: other fields of the recipe, for example ``seed=1``.
 
         Raises:
-            TrainingError: there is nothing to resume, but ``must_resume``.
-            FileError: the folder cannot be written, is in use, or its checkpoint is damaged.
+            TrainingError: there is no unfinished run, but ``must_resume``.
+            FileError: the folder is in use or not writable, or its checkpoint is damaged.
         """
-        processes = PartialState(cpu=cpu).num_processes
         recipe = session.recipe.for_images(len(data.train_labels))
         recipe = recipe.for_epochs(epochs or (SMOKE_EPOCHS if smoke() else recipe.epochs))
-        recipe = replace(recipe, **changes)
-        size = max(recipe.batch_size - recipe.batch_size % processes, processes)  # an equal share for each process
-        recipe = replace(recipe, batch_size=size)
-
+        recipe = replace(recipe, **changes).for_processes(PartialState(cpu=cpu).num_processes)
         folder = run_folder(name or recipe.name)
         plan = {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
         resumes = is_unfinished(folder, plan)
@@ -91,7 +88,7 @@ class Run:
                 "give the options that it was started with, or start one without --resume."
             )
         checkpoint = folder / "checkpoint.pt"
-        # The second half of a run must be comparable with its first: it keeps its precision.
+        # A resumed run keeps its precision, so that both parts are comparable.
         saved = load_tensors(checkpoint).get("precision") if resumes and checkpoint.exists() else None
         accelerator = make_accelerator(cpu, folder if tensorboard else None, saved or recipe.precision)
         if accelerator.is_main_process:
