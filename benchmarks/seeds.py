@@ -21,6 +21,7 @@ from utils.data import ImageData, is_cifar10, load_data
 from utils.machine.device import describe
 from utils.machine.errors import TrainingError
 from utils.machine.files import write_text
+from utils.plots import accuracy_curves
 from utils.runs.checkpoint import save_weights
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
@@ -28,6 +29,13 @@ from utils.sessions import SESSIONS
 SESSION = SESSIONS[9]
 RESULTS = Path(__file__).with_name("seeds.csv")
 HISTORIES = Path(__file__).with_name("histories.csv")
+PICTURE = Path(__file__).parents[1] / "static/session9/test_accuracy.png"
+CURVES = {
+    "reference": "public reference's recipe",
+    "lr": "PyTorch's initialization, max LR from the LR finder",
+    "ours": "ours, a = 32",
+    "a8": "ours, a = 8",
+}
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
            "hardware", "torch"]  # fmt: skip
@@ -108,10 +116,10 @@ def hold_out(data: ImageData, count: int = VALIDATION) -> ImageData:
     )
 
 
-def read_results() -> list[dict]:
-    if not RESULTS.exists():
+def read(path: Path) -> list[dict]:
+    if not path.exists():
         return []
-    with open(RESULTS, newline="") as file:
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -153,6 +161,16 @@ def write_readme(rows: list[dict]) -> None:
     write_text(README, text)
 
 
+def draw_curves() -> None:
+    """Draw the README's first picture, if there is a history of seed 0 on CIFAR-10 for each of its curves."""
+    rows = [row for row in read(HISTORIES) if row["data"] == "CIFAR-10" and row["seed"] == "0"]
+    curves = {
+        label: [float(row["test_accuracy"]) for row in rows if row["variant"] == name] for name, label in CURVES.items()
+    }
+    if all(curves.values()):
+        accuracy_curves(curves, "CIFAR-10, seed 0").savefig(PICTURE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="none: only print the table")
@@ -164,13 +182,14 @@ def main() -> None:
         data = hold_out(load_data()) if arguments.validation else load_data()
         for seed in arguments.seeds:
             key = (name, data.name, str(seed), str(arguments.epochs))
-            if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read_results()}:
+            if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read(RESULTS)}:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
             row = train(name, seed, data, arguments.epochs)
             append(RESULTS, {column: row[column] for column in COLUMNS})
-            write_readme(read_results())
-    rows = read_results()
+            write_readme(read(RESULTS))
+            draw_curves()
+    rows = read(RESULTS)
     print(table(rows, LADDER), table(rows, MAX_LRS), sep="\n\n")
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.classic import WORKERS, Classic
@@ -32,7 +33,6 @@ from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, lo
 from utils.machine.device import AUTOCAST_DTYPES, compile_where_it_pays, describe, fastest_precision, make_accelerator
 from utils.machine.files import write_text
 from utils.machine.progress import progress
-from utils.schedule import one_cycle
 from utils.sessions import SESSIONS, Session
 from utils.training import test, train
 
@@ -50,7 +50,7 @@ class Ours:
         loaders = make_loaders(data, self.recipe, device)
         model = session.network().to(device).to(memory_format=torch.channels_last)
         optimizer = session.optimizer(model, self.recipe.weight_decay)
-        self.scheduler = one_cycle(optimizer, 0.01, self.recipe, batches=len(loaders[0]))
+        self.scheduler = ConstantLR(optimizer)  # the learning rate does not change the time
         self.model, self.optimizer, self.train_loader, self.test_loader = self.accelerator.prepare(
             model, optimizer, *loaders
         )

@@ -204,7 +204,7 @@ def test_wrong_archive_is_replaced(root, archive, mirrors, capsys):
     assert (root / "cifar-10-python.tar.gz").read_bytes() == archive
 
 
-def test_damaged_folder_is_unpacked_anew(root, archive, mirrors):
+def test_damaged_folder_is_unpacked_again(root, archive, mirrors):
     mirrors("good")
     data.load_data("cifar10")
     (root / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"half")

@@ -164,7 +164,7 @@ def test_cache_is_used_until_the_source_changes(folder, monkeypatch):
         assert not torch.equal(changed.train_images[1], data.train_images[1])
 
 
-def test_broken_cache_is_made_anew(folder):
+def test_broken_cache_is_replaced(folder):
     data = load_folder(folder)
     cache = folder.with_name("pets.cache.pt")
     cache.write_bytes(cache.read_bytes()[:1000])

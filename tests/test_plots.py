@@ -93,6 +93,13 @@ def test_lr_pictures(history):
     assert end.get_label() == "the search ended at 10.0000"
 
 
+def test_accuracy_curves():
+    figure = plots.accuracy_curves({"ours": [20.0, 40.5], "theirs": [10.0, 10.0]}, "digits")
+    ours, theirs = figure.axes[0].lines
+    assert ours.get_ydata().tolist() == [20.0, 40.5] and ours.get_xdata().tolist() == [1, 2]
+    assert (ours.get_label(), theirs.get_label()) == ("ours: 40.5%", "theirs: 10.0%")
+
+
 def test_confusion_matrix(answers):
     _, logits, labels = answers
     figure = plots.confusion_matrix(logits, labels, CLASSES, "digits")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import seeds
+from utils import plots
 from utils.machine.errors import TrainingError
 
 README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n"
@@ -40,6 +41,23 @@ def test_runs_are_saved_and_not_repeated(results, monkeypatch, capsys):
     monkeypatch.setattr(seeds, "train", lambda *_: pytest.fail("trained again"))
     call(monkeypatch, "ours", "--seeds", "3", "--epochs", "6")
     assert f"| digits | 6 | 1 | {float(row['test_accuracy']):.2f}% | – |" in capsys.readouterr().out
+
+
+def test_curves_are_drawn_when_all_runs_are_there(results, monkeypatch):
+    monkeypatch.setattr(seeds, "PICTURE", results.parent / "curves.png")
+    drawn = []
+    monkeypatch.setattr(seeds, "accuracy_curves", lambda *a: drawn.append(a) or plots.accuracy_curves(*a))
+    for name in seeds.CURVES:
+        seeds.draw_curves()
+        assert not seeds.PICTURE.exists()
+        for data, accuracies in (("CIFAR-10", (20.0, 40.5)), ("CIFAR-10 (JPEG copy)", (19.0, 37.0))):
+            for epoch, accuracy in enumerate(accuracies, start=1):
+                row = dict(zip(seeds.HISTORY_COLUMNS, (name, data, 0, epoch, 30.0, accuracy)))
+                seeds.append(seeds.HISTORIES, row)
+    seeds.draw_curves()
+    ((curves, _),) = drawn
+    assert list(curves) == list(seeds.CURVES.values()) and set(map(tuple, curves.values())) == {(20.0, 40.5)}
+    assert seeds.PICTURE.exists()
 
 
 def diverge(*_):
@@ -81,7 +99,7 @@ def test_variants_differ_from_the_recipe_only_where_they_say():
 
 def test_readme_shows_the_committed_results():
     readme = seeds.README.read_text("utf-8")
-    rows = [row for row in seeds.read_results() if row["data"].startswith("CIFAR-10")]
+    rows = [row for row in seeds.read(seeds.RESULTS) if row["data"].startswith("CIFAR-10")]
     for variants in (seeds.LADDER, seeds.MAX_LRS):
         assert seeds.table(rows, variants) in readme
 

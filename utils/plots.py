@@ -1,7 +1,7 @@
 """One function per picture: each takes tensors or lists and returns a matplotlib Figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -99,6 +99,18 @@ def loss_and_accuracy(history: History, data_name: str) -> Figure:
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
         ax.legend()
+    return fig
+
+
+def accuracy_curves(curves: Mapping[str, Sequence[float]], data_name: str) -> Figure:
+    """Test accuracy in percent per epoch, one curve per run: ``{label: accuracies}``."""
+    fig, (ax,) = figure(1, 1, (9, 4.5), f"Test accuracy · {data_name}")
+    for label, accuracies in curves.items():
+        ax.plot(range(1, len(accuracies) + 1), accuracies, marker=".", label=f"{label}: {accuracies[-1]:.1f}%")
+    ax.set(xlabel="epoch", ylabel="test accuracy in %")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
     return fig
 
 
