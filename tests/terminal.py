@@ -14,7 +14,7 @@ def call(*arguments) -> None:
 
 
 def refused(*arguments) -> str:
-    """The one line that main.py ends with."""
+    """The one line with which main.py exits."""
     with pytest.raises(SystemExit) as stop:
         call(*arguments)
     assert isinstance(stop.value.code, str) and "\n" not in stop.value.code.strip()

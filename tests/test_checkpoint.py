@@ -1,4 +1,4 @@
-"""Weights and checkpoints that are damaged, foreign or malicious are refused in one line, and stay where they are."""
+"""Weights and checkpoints that are damaged, foreign or malicious give a one-line error and are not changed."""
 
 import os
 import pickle

@@ -87,7 +87,7 @@ def test_archive_equals_folder(folder, kind, prefix):
     assert same(load_folder(pack(folder, kind, prefix)), load_folder(folder))
 
 
-def test_grey_images_and_hidden_files(folder):
+def test_grayscale_images_and_hidden_files(folder):
     picture(0, mode="L").save(folder / "train/cat/0009.png")
     (folder / "train/cat/._0009.png").write_bytes(b"what a file manager leaves")
     (folder / "train/cat/notes.txt").write_text("no image")
@@ -173,7 +173,7 @@ def test_broken_cache_is_replaced(folder):
     assert same(load_folder(folder), data)
 
 
-def test_cache_that_cannot_be_kept_costs_a_notice_only(folder, monkeypatch, capsys):
+def test_cache_that_cannot_be_written_gives_a_message_only(folder, monkeypatch, capsys):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
@@ -223,7 +223,7 @@ def test_no_image(folder, content):
     assert re.search(r"pets: train/dog/0002.png is not a readable image: replace or remove it", error_of(folder))
 
 
-def test_other_size_is_refused(folder):
+def test_other_size_is_rejected(folder):
     picture(0, size=(48, 32)).save(folder / "test/cat/0001.png")
     assert "test/cat/0001.png is 48×32 pixels: resize all images to 32×32 first" in error_of(folder)
 

@@ -1,4 +1,4 @@
-"""Running a notebook from the terminal: what it prints is seen at once, and only a whole run is kept."""
+"""Running a notebook from the terminal: its output is shown at once, and only a complete run is saved."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_executed_notebook_keeps_the_last_state_of_a_progress_bar(tmp_path, capf
         ("1 + 1", "cannot be written (No such file or directory)"),  # it made no folder
     ],
 )
-def test_a_notebook_is_kept_if_it_ran_whole(tmp_path, source, told):
+def test_a_notebook_is_saved_if_it_ran_completely(tmp_path, source, told):
     write(tmp_path / "session9_assignment.ipynb", source)
     run = subprocess.run(
         [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, capture_output=True, text=True,
@@ -76,7 +76,7 @@ def test_notebook_that_is_stopped(tmp_path, number, whom):
         os.kill(kernel, 0)
 
 
-def test_output_that_nobody_reads_any_more_ends_the_notebook_quietly(tmp_path):
+def test_closed_pipe_ends_the_notebook_silently(tmp_path):
     """As in `make session9 | head -1`."""
     cell = "import time\nfor i in range(600): print(i, flush=True); time.sleep(0.1)"
     write(tmp_path / "session9_assignment.ipynb", "import os; print('pid', os.getpid(), flush=True)", cell)

@@ -127,6 +127,6 @@ def test_grad_cam_sees_a_model_that_was_trained_in_half_precision():
         (ResNet18, "layer5", "no layer 'layer5': it has conv1, bn1, layer1, layer2, layer3, layer4, gap, fc"),
     ],
 )
-def test_grad_cam_refuses_layers_that_say_nothing(network, layer, message):
+def test_grad_cam_rejects_layers_that_say_nothing(network, layer, message):
     with pytest.raises(ValueError, match=message):
         grad_cam(network(), layer, torch.rand(1, 3, 32, 32), torch.tensor([0]))

@@ -21,7 +21,7 @@ def test_the_table_names_tests_that_exist():
         assert f"def {row['test']}(" in (ROOT / "tests" / row["file"]).read_text("utf-8"), row["test"]
 
 
-def test_the_table_quotes_the_programs_words():
+def test_the_table_quotes_the_program():
     """What stands in quotation marks, between its dots, is text of the program."""
     texts = []
     for path in (

@@ -1,4 +1,4 @@
-"""A file is whole or not there, whatever the disk does."""
+"""A file is complete or not there, whatever the disk does."""
 
 import json
 import os

@@ -24,7 +24,7 @@ def write_images(folder: Path, classes: list[str], pixel=None) -> Path:
     return folder
 
 
-def test_more_classes_than_the_networks_tell_apart(tmp_path):
+def test_more_classes_than_the_networks_have(tmp_path):
     photos = write_images(tmp_path / "photos", [f"class{i:02}" for i in range(11)])
     with pytest.raises(DataError, match=r"photos has 11 classes, but these networks distinguish 10: remove the others"):
         load_folder(photos)
@@ -39,7 +39,7 @@ def test_images_of_one_color(tmp_path, monkeypatch, folder):
         load_folder(photos)
 
 
-def test_grey_images_of_16_bits_are_scaled(tmp_path):
+def test_16_bit_grayscale_images_are_scaled(tmp_path):
     photos = write_images(tmp_path / "photos", ["cat", "dog"])
     levels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
     Image.fromarray(levels).save(photos / "train/cat/1.png")

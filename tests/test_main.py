@@ -93,7 +93,7 @@ def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
     assert {"loss_and_accuracy_graphs", "confusion_matrix"} == set(events.Tags()["images"])
 
 
-def test_ctrl_c_keeps_what_is_finished(folder, monkeypatch, capsys):
+def test_ctrl_c_keeps_finished_epochs(folder, monkeypatch, capsys):
     stop_in_the_second_epoch(monkeypatch)
     capsys.readouterr()
     call(*TWO_EPOCHS, "--resume")
@@ -164,7 +164,7 @@ def start(tmp_path) -> subprocess.Popen:
     )
 
 
-def test_output_that_nobody_reads_any_more_ends_the_run_quietly(tmp_path):
+def test_closed_pipe_ends_the_run_silently(tmp_path):
     """As in `main.py session9 | head -2`."""
     run = start(tmp_path)
     while not run.stdout.readline().startswith("Test set"):
@@ -175,7 +175,7 @@ def test_output_that_nobody_reads_any_more_ends_the_run_quietly(tmp_path):
     assert len(load_tensors(tmp_path / "smoke/session9/checkpoint.pt")["history"]["lr"]) >= 1
 
 
-def test_sigterm_is_answered_like_ctrl_c(tmp_path):
+def test_sigterm_is_handled_like_ctrl_c(tmp_path):
     run = start(tmp_path)
     while run.poll() is None and not (tmp_path / "smoke/session9/checkpoint.pt").exists():
         time.sleep(0.05)
@@ -191,7 +191,7 @@ def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
     assert refused("evaluate", "--checkpoint", main.WEIGHTS) == "\nStopped."
 
 
-def test_max_lr_at_which_the_loss_is_lost(folder, monkeypatch):
+def test_max_lr_at_which_the_loss_diverges(folder, monkeypatch):
     shown = refused(*TWO_EPOCHS, "--max-lr", "1e30")
     assert re.search(r"the loss became (nan|inf) in epoch \d, batch \d+, at LR .*: try a quarter of the max LR", shown)
 
@@ -210,14 +210,14 @@ def test_gpu_out_of_memory(folder, monkeypatch, where):
     assert "the GPU is out of memory with batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
 
 
-def test_data_that_do_not_exist(monkeypatch, folder):
+def test_data_that_does_not_exist(monkeypatch, folder):
     shown = refused("session9", "--data", "nowhere")
     assert shown == "main.py: nowhere does not exist: set DATA to a folder or an archive of images."
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x", str(2**32)])
-def test_seed_that_is_none(monkeypatch, capsys, seed):
+def test_invalid_seed(monkeypatch, capsys, seed):
     with pytest.raises(SystemExit) as stop:
         call("session9", f"--seed={seed}")
     told = capsys.readouterr().err

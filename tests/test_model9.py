@@ -151,7 +151,7 @@ def test_cosine_filters_are_the_strongest_principal_components_of_smooth_images(
     assert found[1:3, 1:3].sum() > 1.9  # the slopes, in whatever order
 
 
-def test_unknown_initialisation_is_refused():
+def test_unknown_initialization_is_rejected():
     with pytest.raises(ValueError, match=r"init is 'xavier'.*\"ours\", \"near_isometry\" or \"pytorch\""):
         TransformerModel(init="xavier")
 

@@ -1,4 +1,4 @@
-"""The committed notebooks: thin, whole, and showing the very run that README and static/ show.
+"""The committed notebooks: short, executed completely, with the same run as README and static/.
 
 That their cells run is what `pytest --nbval-lax` checks.
 """

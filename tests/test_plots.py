@@ -1,4 +1,4 @@
-"""Every picture shows what it was given."""
+"""Every picture shows its input."""
 
 import pytest
 import torch

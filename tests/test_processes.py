@@ -67,7 +67,7 @@ def test_every_process_ends_with_the_same_network(two):
         assert torch.equal(value, second["model"][name]), name
 
 
-def test_the_first_process_alone_speaks_and_writes(two):
+def test_only_the_first_process_prints_and_writes(two):
     folder, told = two
     assert told.stdout.count("Test set: ") == EPOCHS and told.stdout.count(f"Test accuracy after epoch {EPOCHS}") == 1
     facts = json.loads((folder / "session9/run.json").read_text())

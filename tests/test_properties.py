@@ -150,7 +150,7 @@ def test_a_folder_and_its_archives_are_read_as_they_are(classes, count, seed, da
                     assert labels.tolist() == [label for label in range(len(classes)) for _ in range(count)]
                     expected = truth[order].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
                     assert np.array_equal(images.numpy(), expected)
-        # A byte of the archive is changed or its end is cut off: read as it was, or refused in one line.
+        # A byte of the archive is changed or its end is missing: read correctly, or a one-line error.
         archive = folder.with_name("photos.zip")
         content = bytearray(archive.read_bytes())
         place = data.draw(st.integers(0, len(content) - 1))

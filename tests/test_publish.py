@@ -1,4 +1,4 @@
-"""Only a whole run on CIFAR-10 is shown, and what is shown is that run."""
+"""Only a complete run on CIFAR-10 is published, and exactly that run."""
 
 import json
 
@@ -78,18 +78,18 @@ def test_flip_averaged_accuracy_stands_apart(root):
         ({"epochs": 23}, "of 24 epochs"),
     ],
 )
-def test_unfit_runs_are_refused(root, change, reason):
+def test_unfit_runs_are_rejected(root, change, reason):
     (root / "runs/session9/run.json").write_text(json.dumps(FACTS | change))
     refused(root, reason)
 
 
-def test_short_history_is_refused(root):
+def test_short_history_is_rejected(root):
     (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
     refused(root, "has 1 of 24 epochs")
 
 
 @pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
-def test_unfinished_run_is_refused(root, name):
+def test_unfinished_run_is_rejected(root, name):
     (root / "runs/session9" / name).unlink()
     refused(root, f"is missing {name}: finish `make session9` first")
 
@@ -103,7 +103,7 @@ def test_unfinished_run_is_refused(root, name):
         ([("a = 1", 1, None), ("print(a)", 2, "error")], "shows an error"),
     ],
 )
-def test_unfit_notebooks_are_refused(root, cells, reason):
+def test_unfit_notebooks_are_rejected(root, cells, reason):
     nbformat.write(notebook(*cells), root / "runs/session9/session9_assignment.ipynb")
     refused(root, reason)
 

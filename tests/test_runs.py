@@ -1,4 +1,4 @@
-"""A run that was cut off, however rudely, goes on and ends as if it had not been; other runs are kept."""
+"""A run that was interrupted, however abruptly, resumes and ends as if it had not been; other runs are kept."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The LR finder leaves no trace; the one-cycle policy starts, tops and ends where it should."""
+"""The LR finder leaves no trace; the one-cycle policy starts, peaks and ends where it should."""
 
 import copy
 import math
@@ -41,7 +41,9 @@ def test_finder_puts_everything_back(problem, training):
     assert optimizer.state_dict() == settings
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # which an optimizer with traces would refuse
+    one_cycle(
+        optimizer, search.suggestion, SESSION9, batches=3
+    )  # which fails for an optimizer with traces of a schedule
 
 
 def test_finder_tries_rates_from_1e_minus_5_upwards(problem, capsys):

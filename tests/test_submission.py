@@ -1,4 +1,4 @@
-"""What is handed in is the run, in the page's order, and says so if it is not fit for it."""
+"""The submission shows the run, in the page's order, and says so if it should not be handed in."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The loop: its log, its files, its reproducibility, and what it says when the loss is lost."""
+"""The training loop: its log, its files, its reproducibility, and its error when the loss is not finite."""
 
 import copy
 import csv
@@ -113,14 +113,14 @@ def test_mean_loss_counts_images_not_batches():
     assert (loss_sum, right, images) == (90 * 1 + 10 * 4, 31, 100)
 
 
-def test_loss_that_is_lost_stops_the_run_by_name(tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     calls, real = [], F.cross_entropy
 
-    def lost_at_the_24th_step(*arguments, **options):
+    def nan_at_the_24th_step(*arguments, **options):
         calls.append(1)
         return real(*arguments, **options) * (float("nan") if len(calls) == 24 else 1)
 
-    monkeypatch.setattr(training.F, "cross_entropy", lost_at_the_24th_step)
+    monkeypatch.setattr(training.F, "cross_entropy", nan_at_the_24th_step)
     # one of the calls is the test pass after epoch 1 of 21 batches: step 24 is batch 1 of epoch 2
     with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.002\d+: try a max LR"):
         run(tmp_path)
@@ -210,7 +210,7 @@ def test_statistics_are_those_of_a_tenth_of_the_training_images_or_ten_batches(b
 
 
 def test_two_epochs_of_the_assigned_network_are_not_misjudged():
-    """At the top of a short cycle running averages lag: tested with them, this network answered 10% right."""
+    """At the peak of a short cycle, the running averages lag: tested with them, this network had 10% accuracy."""
     accelerator = make_accelerator()
     set_seed(RECIPE.seed)
     loaders = make_loaders(DIGITS, RECIPE, accelerator.device)
