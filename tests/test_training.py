@@ -134,6 +134,10 @@ def test_small_data_get_twenty_steps_an_epoch():
     assert SESSION9.for_images(3).batch_size == 1
 
 
+def test_processes_share_a_batch_equally():
+    assert [RECIPE.for_processes(count).batch_size for count in (1, 2, 4, 100)] == [71, 70, 68, 100]
+
+
 @pytest.mark.parametrize(
     "gpu, gpu_bf16, cpu_bf16, speedup, expected",
     [
