@@ -32,6 +32,13 @@ def test_executed_notebook_keeps_the_last_state_of_a_progress_bar(tmp_path, capf
     assert nbformat.read(notebook, as_version=4).cells[0].outputs == []
 
 
+def test_executed_notebook_has_no_trace_of_a_cleared_progress_bar(tmp_path):
+    cleared = "import sys; print('10%', end='\\r'); print('   ', end='\\r', flush=True)"
+    (cell, after) = execute(write(tmp_path / "in.ipynb", cleared, f"{cleared}; print('done'); 1 + 1")).cells
+    assert cell.outputs == []
+    assert after.outputs[0].text == "done\n" and after.outputs[1].data["text/plain"] == "2"
+
+
 @pytest.mark.parametrize(
     "source, told",
     [

@@ -62,8 +62,16 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
         if client.unread:
             raise BrokenPipeError from None
         raise
-    # A progress bar overwrites itself. The saved notebook keeps only its last state.
-    return CoalesceStreamsPreprocessor().preprocess(content, {})[0]
+    return last_states(content)
+
+
+def last_states(content: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Keep only the last state of a progress bar, as a terminal shows it, and nothing of one that was cleared."""
+    content = CoalesceStreamsPreprocessor().preprocess(content, {})[0]
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
+    return content
 
 
 def save_notebook(content: nbformat.NotebookNode, name: str) -> Path:
