@@ -122,7 +122,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training.F, "cross_entropy", nan_at_the_24th_step)
     # one of the calls is the test pass after epoch 1 of 21 batches: step 24 is batch 1 of epoch 2
-    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.002\d+: try a max LR"):
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.002\d+: try a quarter"):
         run(tmp_path)
     assert len((tmp_path / "training_log.txt").read_text("utf-8").splitlines()) == 2  # epoch 1 is kept
     assert (tmp_path / "checkpoint.pt").exists()
