@@ -94,7 +94,7 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     save_weights(run.folder / "weights.pt", run.model, recipe.session, data)
     for epoch, accuracies in enumerate(zip(history.train_accuracy, history.test_accuracy), start=1):
         values = [name, data.name, seed, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
-        append(HISTORIES, dict(zip(HISTORY_COLUMNS, values)))
+        append(HISTORIES, HISTORY_COLUMNS, dict(zip(HISTORY_COLUMNS, values)))
     return row | {
         "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
         "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
@@ -123,10 +123,10 @@ def read(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: dict) -> None:
+def append(path: Path, columns: list[str], row: dict) -> None:
     new = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
+        writer = csv.DictWriter(file, columns)
         if new:
             writer.writeheader()
         writer.writerow(row)
@@ -185,8 +185,7 @@ def main() -> None:
             if key in {(row["variant"], row["data"], row["seed"], row["epochs"]) for row in read(RESULTS)}:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
-            row = train(name, seed, data, arguments.epochs)
-            append(RESULTS, {column: row[column] for column in COLUMNS})
+            append(RESULTS, COLUMNS, train(name, seed, data, arguments.epochs))
             write_readme(read(RESULTS))
             draw_curves()
     rows = read(RESULTS)

@@ -48,8 +48,7 @@ class Ours:
         self.recipe, self.accelerator = session.recipe, make_accelerator()
         device = self.accelerator.device
         loaders = make_loaders(data, self.recipe, device)
-        model = session.network().to(device).to(memory_format=torch.channels_last)
-        optimizer = session.optimizer(model, self.recipe.weight_decay)
+        model, optimizer = session.build(device)
         self.scheduler = ConstantLR(optimizer)  # the learning rate does not change the time
         self.model, self.optimizer, self.train_loader, self.test_loader = self.accelerator.prepare(
             model, optimizer, *loaders

@@ -21,16 +21,21 @@ def refused(*arguments) -> str:
     return stop.value.code
 
 
-def stop_in_the_second_epoch(monkeypatch, *options) -> None:
-    """Two epochs of session 9 on the digits, and Ctrl-C in the second one."""
+def interrupt_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the start of an epoch, as long as ``patch`` holds."""
     real = training.train
 
     def train(*arguments):
-        if arguments[-1] == 2:
+        if arguments[-1] == number:
             raise KeyboardInterrupt
         return real(*arguments)
 
+    patch.setattr(training, "train", train)
+
+
+def stop_in_the_second_epoch(monkeypatch, *options) -> None:
+    """Two epochs of session 9 on the digits, and Ctrl-C in the second one."""
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", train)
+        interrupt_epoch(2, patch)
         kept = "Stopped. All finished epochs are saved: run the same command again to resume."
         assert refused(*TWO_EPOCHS, *options).strip() == kept

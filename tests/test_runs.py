@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
 from tests.small import DIGITS, small_run
-from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, call, interrupt_epoch, refused, stop_in_the_second_epoch
 from utils import training
 from utils.data import load_data, make_loaders
 from utils.machine import device
@@ -85,15 +85,8 @@ def assert_as_if_never_stopped(folder, whole, capsys):
 
 
 def test_stop_after_two_epochs(tmp_path, whole, monkeypatch, capsys):
-    real = training.train
-
-    def stop_at_the_third_epoch(*arguments):
-        if arguments[-1] == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train", stop_at_the_third_epoch)
+        interrupt_epoch(3, patch)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path)
     capsys.readouterr()
@@ -147,17 +140,10 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     """As one that began on a CPU with bfloat16 and is resumed, by itself, on one where float32 is the faster."""
     here = precision_of(make_accelerator())
     other = "float32" if here == "bfloat16" else "bfloat16"
-    real = training.train
-
-    def stop_in_the_third_epoch(*arguments):
-        if arguments[-1] == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     with monkeypatch.context() as patch:
         patch.setattr(device, "fastest_precision", lambda cpu: PRECISIONS[other])
         whole, _ = train(tmp_path / "whole")
-        patch.setattr(training, "train", stop_in_the_third_epoch)
+        interrupt_epoch(3, patch)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "halves")
     halves, _ = train(tmp_path / "halves")

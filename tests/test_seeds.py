@@ -53,7 +53,7 @@ def test_curves_are_drawn_when_all_runs_are_there(results, monkeypatch):
         for data, accuracies in (("CIFAR-10", (20.0, 40.5)), ("CIFAR-10 (JPEG copy)", (19.0, 37.0))):
             for epoch, accuracy in enumerate(accuracies, start=1):
                 row = dict(zip(seeds.HISTORY_COLUMNS, (name, data, 0, epoch, 30.0, accuracy)))
-                seeds.append(seeds.HISTORIES, row)
+                seeds.append(seeds.HISTORIES, seeds.HISTORY_COLUMNS, row)
     seeds.draw_curves()
     ((curves, _),) = drawn
     assert list(curves) == list(seeds.CURVES.values()) and set(map(tuple, curves.values())) == {(20.0, 40.5)}

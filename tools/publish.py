@@ -17,7 +17,7 @@ import nbformat
 
 from utils.data import is_cifar10
 from utils.machine.errors import FileError
-from utils.machine.files import replace_file
+from utils.machine.files import replace_file, write_text
 from utils.machine.settings import runs_folder
 from utils.sessions import SESSIONS
 
@@ -49,7 +49,7 @@ def publish(session: int, root: Path = Path()) -> None:
     readme = fill_section(readme, "results", results_table(root / "static"))
     log = (run / "training_log.txt").read_text("utf-8")
     readme = fill_section(readme, f"{name}-log", f"\n```text\n{log}```\n")
-    replace_file(root / "README.md", lambda part: part.write_text(readme, "utf-8"))
+    write_text(root / "README.md", readme)
 
 
 def check(run: Path, session: int, notebook: Path) -> None:

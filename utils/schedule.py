@@ -22,6 +22,8 @@ from utils.machine.errors import TrainingError
 from utils.machine.progress import progress
 from utils.recipes import Recipe
 
+SEARCH_STEPS = 120  # of the range test: 20 for every factor of ten
+
 
 @dataclass(frozen=True)
 class LRSearch:
@@ -43,7 +45,11 @@ class LRSearch:
 
 
 def find_lr(
-    model: nn.Module, optimizer: Optimizer, train_loader: DataLoader, accelerator: Accelerator, steps: int = 120
+    model: nn.Module,
+    optimizer: Optimizer,
+    train_loader: DataLoader,
+    accelerator: Accelerator,
+    steps: int = SEARCH_STEPS,
 ) -> LRSearch:
     """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 

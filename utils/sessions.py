@@ -130,6 +130,11 @@ class Session:
     points: tuple[str, ...]  # what the assignment page asks for, in its order
     flip_averaged: bool  # whether flip-averaged test accuracy is reported as well
 
+    def build(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
+        """The network on ``device``, channels-last in memory, and its optimizer."""
+        model = self.network().to(device).to(memory_format=torch.channels_last)
+        return model, self.optimizer(model, self.recipe.weight_decay)
+
 
 def common_pictures(misclassified: int) -> dict[str, Picture]:
     """The pictures of every session; ``misclassified`` is how many misclassified images to show."""

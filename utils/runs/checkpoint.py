@@ -19,6 +19,8 @@ from utils.machine.errors import FileError
 from utils.machine.files import load_tensors, save_tensors, write_text
 from utils.training import History
 
+MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")  # of an epoch, in the history
+
 
 def save_checkpoint(
     path: Path,
@@ -94,7 +96,7 @@ def restore_checkpoint(
 def write_history(folder: Path, history: History) -> None:
     """Write ``training_log.txt`` and ``history.csv``: one row per epoch, counted from 1."""
     write_text(folder / "training_log.txt", "\n".join(history.log) + "\n")
-    columns = ["lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"]
+    columns = [*MEASURES, "seconds"]
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(["epoch", *columns])

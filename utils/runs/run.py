@@ -19,10 +19,10 @@ from utils.machine.device import compile_where_it_pays, describe, make_accelerat
 from utils.machine.errors import FileError, TrainingError
 from utils.machine.files import load_tensors, write_text
 from utils.machine.settings import run_folder, smoke
-from utils.runs.checkpoint import restore_checkpoint, save_checkpoint, save_weights, write_history
+from utils.runs.checkpoint import MEASURES, restore_checkpoint, save_checkpoint, save_weights, write_history
 from utils.runs.folder import is_unfinished, open_folder
 from utils.runs.submission import repository, summary, write_submission
-from utils.schedule import LRSearch, find_lr, one_cycle
+from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
 from utils.training import History, fit, flip_averaged_accuracy, predict
 
@@ -105,10 +105,8 @@ class Run:
 
     def build(self) -> nn.Module:
         """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation."""
-        recipe = self.session.recipe
-        set_seed(recipe.seed, device_specific=True)
-        self.model = self.session.network().to(self.accelerator.device).to(memory_format=torch.channels_last)
-        self.optimizer = self.session.optimizer(self.model, recipe.weight_decay)
+        set_seed(self.session.recipe.seed, device_specific=True)
+        self.model, self.optimizer = self.session.build(self.accelerator.device)
         return self.model
 
     def find_lr(self) -> LRSearch:
@@ -116,8 +114,8 @@ class Run:
         file = self.folder / "lr_finder.json"
         with self.accelerator.main_process_first():  # it searches, the other processes read its result
             if not file.exists():
-                steps = {"steps": SMOKE_SEARCH_STEPS} if smoke() else {}
-                search = find_lr(self.model, self.optimizer, self.loaders[0], self.accelerator, **steps)
+                steps = SMOKE_SEARCH_STEPS if smoke() else SEARCH_STEPS
+                search = find_lr(self.model, self.optimizer, self.loaders[0], self.accelerator, steps)
                 write_text(file, json.dumps(asdict(search)))
             try:
                 self.search = LRSearch(**json.loads(file.read_text("utf-8")))
@@ -148,8 +146,8 @@ class Run:
             accelerator.print(f"Resuming after epoch {len(self.history.lr)}:", *log, sep="\n", flush=True)
 
         def after_epoch(history: History) -> None:
-            last = {name: values[-1] for name, values in asdict(history).items() if name not in ("step_lr", "log")}
-            accelerator.log({name.replace("_", "/"): value for name, value in last.items()}, step=len(history.lr))
+            measured = {name.replace("_", "/"): getattr(history, name)[-1] for name in MEASURES}
+            accelerator.log(measured, step=len(history.lr))
             save_checkpoint(path, *state, history)
             if accelerator.is_main_process:
                 write_history(self.folder, history)
