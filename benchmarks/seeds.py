@@ -2,8 +2,8 @@
 
 It trains a variant of session 9 once per seed on the images that DATA names and saves its log and weights
 in runs/seeds/<variant>-<seed>/. The results are appended to benchmarks/seeds.csv and the accuracy of each
-epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints the tables and
-writes those of CIFAR-10 into the README.
+epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints a table per data
+set and writes those of CIFAR-10 into the README.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tools.publish import fill_section
-from utils.data import ImageData, is_cifar10, load_data
+from utils.data import ImageData, load_data
 from utils.machine.device import describe
 from utils.machine.errors import TrainingError
 from utils.machine.files import write_text
@@ -47,7 +47,7 @@ DIVERGED = 20.0  # a run that ends below this test accuracy in percent counts as
 class Variant:
     """One row of the tables: what differs from the published recipe."""
 
-    text: str
+    text: str  # a text that starts with "+" adds to the variant above it
     changes: dict = field(default_factory=dict)  # in the recipe
     a: int = 32
     init: str = "ours"
@@ -58,21 +58,25 @@ LARGE = {"batch_size": 512}
 COURSE = {**LARGE, "crop_padding": 4, "cutout": 8, "weight_decay": 0.0}
 LADDER = {
     "reference": Variant(
-        "the public reference's recipe", {**COURSE, "max_grad_norm": math.inf}, init="pytorch", max_lr=0.001
+        "public reference's recipe", {**COURSE, "max_grad_norm": math.inf}, init="pytorch", max_lr=0.001
     ),
     "lr": Variant("+ max LR from the LR finder, gradients clipped to norm 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialization of the blocks", COURSE, init="near_isometry"),
-    "large": Variant("+ less augmentation, weight decay for the convolutions", LARGE, init="near_isometry"),
-    "ours": Variant("+ batches of 128, first convolution from cosine filters: **ours**"),
-    "a8_pytorch": Variant("a = 8 with PyTorch's initialization, batches of 512", LARGE, a=8, init="pytorch"),
+    "large": Variant("+ little augmentation, weight decay for the convolutions", LARGE, init="near_isometry"),
+    "ours": Variant("**ours**: our initialization, little augmentation, weight decay, batches of 128"),
+    "a8_pytorch": Variant(
+        "a = 8, as ours, but PyTorch's initialization and batches of 512", LARGE, a=8, init="pytorch"
+    ),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
-    "a8": Variant("+ batches of 128, first convolution from cosine filters: **ours**, in a third of the time", a=8),
+    "a8": Variant("+ batches of 128, first convolution from cosine filters: **ours**, a = 8", a=8),
 }
 MAX_LRS = {
-    f"a8_large_{lr}": Variant(f"a = 8, batches of 512, max LR {lr}", LARGE, a=8, init="near_isometry", max_lr=lr)
-    for lr in (0.001, 0.003, 0.01, 0.02, 0.04, 0.1)
-} | {"a8_0.04": Variant("a = 8, **ours**, max LR 0.04", a=8, max_lr=0.04)}
-VARIANTS = LADDER | MAX_LRS
+    "a8_0.003": Variant("max LR 0.003", a=8, max_lr=0.003),
+    "a8": replace(LADDER["a8"], text="max LR from the LR finder"),
+    "a8_0.04": Variant("max LR 0.04", a=8, max_lr=0.04),
+    "a8_0.1": Variant("max LR 0.1", a=8, max_lr=0.1),
+}
+VARIANTS = MAX_LRS | LADDER
 VALIDATION = 5_000  # held-out training images
 
 
@@ -133,28 +137,27 @@ def append(path: Path, columns: list[str], row: dict) -> None:
 
 
 def table(rows: list[dict], variants: dict[str, Variant]) -> str:
-    """A Markdown table of the variants, one row per variant, data set and number of epochs."""
-    heads = "variant data epochs n mean std min max diverged max&nbsp;LR".split()
+    """A Markdown table with one row per variant that has been run."""
+    heads = "variant n mean std min max diverged max&nbsp;LR".split()
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    groups: dict[tuple[str, ...], list[dict]] = {}
-    rows = [row for row in rows if row["variant"] in variants]
-    for row in sorted(rows, key=lambda row: list(variants).index(row["variant"])):
-        groups.setdefault((row["variant"], row["data"], row["epochs"]), []).append(row)
-    for (name, data, epochs), runs in groups.items():
+    for name, variant in variants.items():
+        runs = [row for row in rows if row["variant"] == name]
+        if not runs:
+            continue
         accuracies = [float(row["test_accuracy"]) for row in runs]
         lrs = sorted(float(row["max_lr"]) for row in runs)
         spread = f"{statistics.stdev(accuracies):.2f}" if len(runs) > 1 else "–"
         lr = f"{lrs[0]:.2g}" if lrs[0] == lrs[-1] else f"{lrs[0]:.2g} to {lrs[-1]:.2g}"
         lines.append(
-            f"| {variants[name].text} | {data} | {epochs} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
+            f"| {variant.text} | {len(runs)} | {statistics.mean(accuracies):.2f}% | {spread} | "
             f"{min(accuracies):.2f}% | {max(accuracies):.2f}% | {sum(a < DIVERGED for a in accuracies)} | {lr} |"
         )
-    return "\n".join(lines) if len(lines) > 2 else "No run yet."
+    return "\n".join(lines)
 
 
 def write_readme(rows: list[dict]) -> None:
-    """Write both tables, with the runs on CIFAR-10, between their marks in the README."""
-    rows = [row for row in rows if is_cifar10(row["data"]) and "validation" not in row["data"]]
+    """Write both tables, with the whole runs on CIFAR-10, between their marks in the README."""
+    rows = [row for row in rows if (row["data"], row["epochs"]) == ("CIFAR-10", str(SESSION.recipe.epochs))]
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
         text = fill_section(text, name, f"\n{table(rows, variants)}\n")
@@ -173,7 +176,7 @@ def draw_curves() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="none: only print the table")
+    parser.add_argument("variants", nargs="*", choices=[*VARIANTS, []], help="none: only update the tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=SESSION.recipe.epochs)
     parser.add_argument("--validation", action="store_true", help="test on held-out training images")
@@ -186,10 +189,12 @@ def main() -> None:
                 continue
             print(f"\n{name}, seed {seed}: {VARIANTS[name].text}", flush=True)
             append(RESULTS, COLUMNS, train(name, seed, data, arguments.epochs))
-            write_readme(read(RESULTS))
-            draw_curves()
     rows = read(RESULTS)
-    print(table(rows, LADDER), table(rows, MAX_LRS), sep="\n\n")
+    write_readme(rows)
+    draw_curves()
+    for data, epochs in sorted({(row["data"], row["epochs"]) for row in rows}):
+        print(f"\n{data}, {epochs} epochs\n")
+        print(table([row for row in rows if (row["data"], row["epochs"]) == (data, epochs)], VARIANTS))
 
 
 if __name__ == "__main__":
