@@ -24,6 +24,13 @@ def write_images(folder: Path, classes: list[str], pixel=None) -> Path:
     return folder
 
 
+def test_many_classes_are_rejected_before_decoding(tmp_path, monkeypatch):
+    photos = write_images(tmp_path / "photos", [f"class{i:03}" for i in range(300)])
+    monkeypatch.setattr("utils.sources.image_folder.decode_image", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=r"photos has 300 classes, but these networks distinguish 10"):
+        load_folder(photos)
+
+
 def test_more_classes_than_the_networks_have(tmp_path):
     photos = write_images(tmp_path / "photos", [f"class{i:02}" for i in range(11)])
     with pytest.raises(DataError, match=r"photos has 11 classes, but these networks distinguish 10: remove the others"):

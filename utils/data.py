@@ -125,10 +125,6 @@ def load_folder(path: Path) -> ImageData:
     same classes and counts but other pixels, it is named a copy.
     """
     found = read_images(path)
-    if len(found.classes) > 10:
-        raise DataError(
-            f"{path} has {len(found.classes)} classes, but these networks distinguish 10: remove the others."
-        )
     train_labels, test_labels = found.train_labels, found.test_labels
     counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
     if found.is_cifar10:

@@ -31,21 +31,9 @@ SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 LAYOUT = "expected train/<class>/*.png|jpg and test/<class>/*.png|jpg"
-BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-)  # the last: encrypted
-NO_IMAGE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-)  # what Pillow raises
+# What the readers of archives raise (RuntimeError: encrypted), and what Pillow raises
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError)
+NO_IMAGE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 
 CIFAR10_DIGESTS = [  # of the training and of the test images
     "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260",
@@ -228,6 +216,9 @@ def classify(source: Path, names: Names) -> dict[str, dict[str, Names]]:
             found.append(name)
     if any(PurePosixPath(name).name == "data_batch_1" for name in names):
         raise DataError(f"{source} is CIFAR-10's own archive: put it into data/ (or $DATA_ROOT) and set DATA=cifar10.")
+    count = len(files["train"] | files["test"])
+    if count > 10:
+        raise DataError(f"{source} has {count} classes, but these networks distinguish 10: remove the others.")
     if len(tops) > 1:
         raise DataError(f"{source} contains train/ and test/ {len(tops)} times: give the path of one of the copies.")
     for split in SPLITS:
