@@ -1,8 +1,8 @@
-# `make session9` (or 8, or 7) trains, `make test` tests; both set up .venv first. Nothing but python3 and make is needed.
+# `make session9` (or 8, or 7) trains, `make test` tests; both create .venv first. Only python3 and make are needed.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# a process a core, the tests of one file in one of them
+# one process per core; the tests of one file share a process
 PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: session7 session8 session9 test check coverage bench publish colab clean
@@ -26,11 +26,11 @@ coverage: $(VENV)/.ready
 	$(RUN) -m coverage combine
 	$(RUN) -m coverage report --skip-covered
 
-# images a second of every session, against the classic pipeline
+# images per second of each session, compared with the classic pipeline
 bench: $(VENV)/.ready
 	$(RUN) -m benchmarks.throughput
 
-# make publish SESSION=9: show the run of runs/session9 in the repository
+# make publish SESSION=9: publish the run in runs/session9/
 publish: $(VENV)/.ready
 	$(RUN) -m tools.publish $(SESSION)
 	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
@@ -38,7 +38,7 @@ publish: $(VENV)/.ready
 # make colab: write the repository's address into badges and set-up cells; default: that of the remote "origin"
 REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
 colab:
-	@test -n "$(REPO)" || { echo "No remote on GitHub is known: give the address with make colab REPO=owner/name"; exit 2; }
+	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }
 	sed -i.bak -E 's#github(\.com)?/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#github\1/$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
 
 $(VENV)/.ready: requirements.txt constraints.txt

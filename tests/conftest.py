@@ -19,8 +19,10 @@ def full(monkeypatch):
 
 @pytest.fixture
 def folder(full, monkeypatch, tmp_path):
-    """The folder of a session 9 run that is not a smoke run, though on as few digits, and with three of its pictures:
-    the others take as long to draw as it takes to train."""
+    """The folder of a session 9 run on a few digits, but not in smoke mode.
+
+    It draws three of the pictures only, because drawing all of them takes as long as the training.
+    """
     monkeypatch.setattr(data, "load_digits", partial(data.load_digits, *data.SMOKE_DIGITS))
     some = ("loss_and_accuracy_graphs", "lr_finder_plot", "confusion_matrix")
     pictures = {name: SESSION9.pictures[name] for name in some}

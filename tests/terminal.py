@@ -13,7 +13,7 @@ def call(*arguments) -> None:
     main.main([str(argument) for argument in arguments])
 
 
-def refused(*arguments) -> str:
+def exit_message(*arguments) -> str:
     """The one line with which main.py exits."""
     with pytest.raises(SystemExit) as stop:
         call(*arguments)
@@ -22,7 +22,7 @@ def refused(*arguments) -> str:
 
 
 def interrupt_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C at the start of an epoch, as long as ``patch`` holds."""
+    """Simulate Ctrl-C at the start of an epoch until ``patch`` is undone."""
     real = training.train
 
     def train(*arguments):
@@ -34,8 +34,8 @@ def interrupt_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def stop_in_the_second_epoch(monkeypatch, *options) -> None:
-    """Two epochs of session 9 on the digits, and Ctrl-C in the second one."""
+    """Two epochs of session 9 on the digits, interrupted by Ctrl-C in the second one."""
     with monkeypatch.context() as patch:
         interrupt_epoch(2, patch)
         kept = "Stopped. All finished epochs are saved: run the same command again to resume."
-        assert refused(*TWO_EPOCHS, *options).strip() == kept
+        assert exit_message(*TWO_EPOCHS, *options).strip() == kept

@@ -1,4 +1,4 @@
-"""Weights and checkpoints that are damaged, foreign or malicious give a one-line error and are not changed."""
+"""Damaged, foreign or malicious weights and checkpoints give a one-line error and are left unchanged."""
 
 import os
 import pickle
@@ -10,7 +10,7 @@ import torch
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.data import load_data
 from utils.machine.errors import FileError
@@ -69,7 +69,7 @@ DAMAGES = {
 def test_damaged_weights(tmp_path, monkeypatch, kind):
     path = tmp_path / "weights.pt"
     damage(path, kind)
-    monkeypatch.chdir(tmp_path)  # where Evil would leave its mark
+    monkeypatch.chdir(tmp_path)  # where Evil would create its file
     for load in (load_classifier, lambda path: load_weights(path, TransformerModel())):
         with pytest.raises(FileError) as caught:
             load(path)
@@ -80,7 +80,7 @@ def test_damaged_weights(tmp_path, monkeypatch, kind):
 
 def test_damaged_weights_from_the_terminal(tmp_path, monkeypatch):
     damage(tmp_path / "weights.pt", "malicious")
-    shown = refused("evaluate", "--checkpoint", tmp_path / "weights.pt", "--data", "digits")
+    shown = exit_message("evaluate", "--checkpoint", tmp_path / "weights.pt", "--data", "digits")
     assert shown.startswith("main.py: ") and "could run code" in shown
 
 
@@ -111,7 +111,7 @@ def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
     else:
         damage(checkpoint, kind)
     before = checkpoint.read_bytes()
-    shown = refused(*TWO_EPOCHS)
+    shown = exit_message(*TWO_EPOCHS)
     wanted = "was saved by another run: move it away to train from the start"
     assert str(checkpoint) in shown and (wanted if kind == "of another network" else DAMAGES[kind]) in shown
     assert checkpoint.read_bytes() == before and not (folder / "run.json").exists()

@@ -1,4 +1,4 @@
-"""CIFAR-10's archive, found or downloaded, from servers on this machine that behave well and badly."""
+"""CIFAR-10's archive: found locally, or downloaded from good and bad servers on this machine."""
 
 import hashlib
 import http.server
@@ -26,7 +26,7 @@ def md5(content: bytes) -> str:
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """The bytes of a small archive in CIFAR-10's form, which torchvision takes for the real one."""
+    """The bytes of a small archive in CIFAR-10's format, which torchvision accepts as the real one."""
     rng, folder = np.random.default_rng(0), tmp_path / "make" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
@@ -49,7 +49,7 @@ def archive(tmp_path, monkeypatch):
 
 @pytest.fixture
 def png_archives(tmp_path, monkeypatch):
-    """Three archives of PNG files: what stands for CIFAR-10 in these tests, the same images but one, and half of one."""
+    """Three archives of PNG files: one that counts as CIFAR-10 here, one with another image, and a truncated one."""
     contents = {}
     for kind in ("pngs", "pngs-altered"):
         for split, name in itertools.product(("train", "test"), data.CIFAR10_CLASSES):
@@ -76,7 +76,7 @@ def mirrors(archive, png_archives, monkeypatch):
             if kind == "missing":
                 return self.send_error(404)
             self.send_response(200)
-            if kind.startswith("pngs"):  # as GitHub sends them: wrapped in one folder, of a length not told
+            if kind.startswith("pngs"):  # as GitHub sends them: wrapped in one folder, without Content-Length
                 self.end_headers()
                 return self.wfile.write(png_archives[kind])
             self.send_header("Content-Length", str(len(archive)))
@@ -97,7 +97,7 @@ def mirrors(archive, png_archives, monkeypatch):
                         if leave.wait(0.05):
                             return
             except OSError:
-                pass  # the client had enough
+                pass  # the client closed the connection
 
         def log_message(self, *_):
             pass
@@ -241,7 +241,7 @@ def test_png_files_where_no_mirror_serves_the_archive(root, mirrors, capsys):
     assert asked == ["missing", "pngs"]
     assert left_over(root) == ["CIFAR-10-dataset.tar.gz", "CIFAR-10-dataset.tar.gz.cache.pt"]
     assert torch.equal(data.load_data("cifar10").train_images, images.train_images)
-    assert asked == ["missing", "pngs"]  # a second time nobody is asked
+    assert asked == ["missing", "pngs"]  # the second call downloads nothing
 
 
 @pytest.mark.parametrize("kind, reason", [("pngs-altered", "its images differ"), ("pngs-half", "truncated")])

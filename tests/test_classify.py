@@ -1,4 +1,4 @@
-"""A trained network is loaded and shown pictures as the README says."""
+"""Loading a trained network and classifying images, as in the README."""
 
 import re
 from pathlib import Path
@@ -44,9 +44,9 @@ def test_pictures_of_any_size_and_mode(weights, tmp_path, mode):
 
 
 def test_16_bits_are_seen_as_8_bits_are(weights, tmp_path):
-    grey = DIGITS.test_images[0, 0].numpy()
-    Image.fromarray(grey).save(tmp_path / "8.png")
-    Image.fromarray(grey.astype("uint16") * 257).save(tmp_path / "16.png")
+    gray = DIGITS.test_images[0, 0].numpy()
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype("uint16") * 257).save(tmp_path / "16.png")
     classify = load_classifier(weights[0])
     assert classify(tmp_path / "16.png") == classify(tmp_path / "8.png")
 

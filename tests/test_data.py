@@ -1,4 +1,4 @@
-"""Where images come from, and what a user reads when they are not available."""
+"""Where the images come from, and the message if they are not available."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ from utils.data import is_cifar10, load_data, load_folder
 from utils.machine.errors import DataError
 from utils.sources import image_folder
 
-SHAPES = {"train": 3, "test": 2}  # images a class
+SHAPES = {"train": 3, "test": 2}  # images per class
 
 
 def picture(seed: int, size=(32, 32), mode="RGB") -> Image.Image:
@@ -58,7 +58,7 @@ def same(a, b):
 
 
 def error_of(path) -> str:
-    """The one line that the user reads; nothing half-made may be left beside the source."""
+    """The error message, one line; nothing partial may be left beside the source."""
     with pytest.raises(DataError) as caught:
         load_folder(path)
     assert not list(path.parent.glob("*.cache.pt")) and not list(path.parent.glob("*.part"))
@@ -99,7 +99,7 @@ def test_grayscale_images_and_hidden_files(folder):
 
 @pytest.mark.parametrize("suffix, kind", [("jpg", "JPEG"), ("png", "altered")])
 def test_a_copy_of_cifar10_is_recognised_by_classes_and_counts(monkeypatch, tmp_path, suffix, kind):
-    """The name needs the ten classes and all 60,000 images; the decoder is stood in for, to be quick."""
+    """The name requires the ten classes and all 60,000 images. A fake decoder keeps the test fast."""
     names = [f"{split}/{name}/{i:04}.{suffix}" for split, count in (("train", 5000), ("test", 1000))
              for name in data_module.CIFAR10_CLASSES for i in range(count)]  # fmt: skip
     pixels = np.asarray(picture(0))
@@ -114,7 +114,7 @@ def test_a_copy_of_cifar10_is_recognised_by_classes_and_counts(monkeypatch, tmp_
 
 
 def test_cifar10_is_called_by_its_content(monkeypatch, folder):
-    """Whatever its files are called and in whatever order they come; not if one pixel or one label is another."""
+    """Names and order of the files do not matter; a single different pixel or label does."""
     images = load_folder(folder)
     digests = [image_folder.digest(images.train_images, images.train_labels),
                image_folder.digest(images.test_images, images.test_labels)]  # fmt: skip
@@ -137,7 +137,7 @@ def test_cifar10_is_called_by_its_content(monkeypatch, folder):
 
 
 def test_a_tar_is_read_forwards(folder, monkeypatch):
-    """Whatever the order of its members, or a compressed one is unpacked from its start for each of them."""
+    """Members in any order are read in one pass. Seeking back would decompress the archive from its start."""
     paths = sorted(path for path in folder.rglob("*.png"))
     np.random.default_rng(0).shuffle(paths)
     archive = folder.with_name("shuffled.tar.gz")
@@ -301,7 +301,7 @@ def test_a_real_copy():
     data = load_folder(image_folder.Path(os.environ["TEST_CIFAR10"]))
     assert is_cifar10(data.name)
     mean, std = data_module.channel_statistics(data.train_images)
-    exact = data.name == "CIFAR-10"  # else a copy of it, whose pixels differ a little
+    exact = data.name == "CIFAR-10"  # otherwise a copy, whose pixels differ slightly
     assert mean == pytest.approx(data.mean, abs=5e-5 if exact else 2e-3)
     assert std == pytest.approx(data.std, abs=5e-5 if exact else 5e-3)
 

@@ -50,7 +50,7 @@ def test_compiled_model_computes_the_same():
         network(images).square().sum().backward()
     for (name, one), two in zip(plain.named_parameters(), model.parameters()):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-2, atol=1e-4, msg=name)
-    assert list(model.state_dict()) == list(plain.state_dict())  # a checkpoint fits either
+    assert list(model.state_dict()) == list(plain.state_dict())  # a checkpoint fits both
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
         torch.testing.assert_close(model.eval()(images[:5]), plain.eval()(images[:5]), rtol=1e-3, atol=1e-4)
@@ -111,7 +111,7 @@ def test_precision_can_be_forced_and_another_time_be_another():
     for precision in ("bfloat16", "float32", "bfloat16"):
         accelerator = make_accelerator(cpu=True, precision=precision)
         assert device.precision_of(accelerator) == precision and describe(accelerator).endswith(precision)
-    make_accelerator(cpu=True)  # what later tests find
+    make_accelerator(cpu=True)  # for later tests
 
 
 def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):

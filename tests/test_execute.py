@@ -44,7 +44,7 @@ def test_executed_notebook_has_no_trace_of_a_cleared_progress_bar(tmp_path):
     [
         ("import os; os.makedirs('runs/session9')", None),
         ("raise ValueError('no')", "session9_assignment.ipynb stopped: ValueError: no"),
-        ("1 + 1", "cannot be written (No such file or directory)"),  # it made no folder
+        ("1 + 1", "cannot be written (No such file or directory)"),  # it did not create its folder
     ],
 )
 def test_a_notebook_is_saved_if_it_ran_completely(tmp_path, source, told):

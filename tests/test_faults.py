@@ -1,4 +1,4 @@
-"""FAULTS.md tells the truth: its tests exist, and the words it quotes are the program's."""
+"""FAULTS.md is correct: its tests exist, and the program contains the messages that it quotes."""
 
 import ast
 import re
@@ -22,7 +22,7 @@ def test_the_table_names_tests_that_exist():
 
 
 def test_the_table_quotes_the_program():
-    """What stands in quotation marks, between its dots, is text of the program."""
+    """The parts of each quoted message, between the dots, are strings of the program."""
     texts = []
     for path in (
         ROOT / "main.py",

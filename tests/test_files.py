@@ -1,4 +1,4 @@
-"""A file is complete or not there, whatever the disk does."""
+"""A file is complete or absent, even if the disk fails."""
 
 import json
 import os
@@ -7,13 +7,13 @@ import resource
 import pytest
 import torch
 
-from tests.terminal import TWO_EPOCHS, call, refused
+from tests.terminal import TWO_EPOCHS, call, exit_message
 from utils.machine.errors import FileError
 from utils.machine.files import load_tensors, replace_file, save_tensors
 
 
 def test_full_disk_keeps_what_stood_there(tmp_path):
-    """The system itself refuses files beyond 100 kB here, as a full disk would."""
+    """The operating system rejects files larger than 100 kB, as a full disk would."""
     path = tmp_path / "checkpoint.pt"
     save_tensors(path, {"epoch": 1})
     before = path.read_bytes()
@@ -54,7 +54,7 @@ def test_disk_that_fills_up_in_a_run(folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        assert "checkpoint.pt cannot be written (No space left on device)" in refused(*TWO_EPOCHS)
+        assert "checkpoint.pt cannot be written (No space left on device)" in exit_message(*TWO_EPOCHS)
     assert len(load_tensors(folder / "checkpoint.pt")["history"]["lr"]) == 1
     call(*TWO_EPOCHS, "--resume")
     assert json.loads((folder / "run.json").read_text())["epochs"] == 2

@@ -1,4 +1,4 @@
-"""Folders and archives of images that are odd or hostile."""
+"""Unusual and malicious folders and archives of images."""
 
 import re
 import shutil
@@ -19,8 +19,8 @@ def write_images(folder: Path, classes: list[str], pixel=None) -> Path:
     for split in ("train", "test"):
         for number, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
-            colour = pixel or (number * 20, 255 - number * 20, 7)
-            Image.new("RGB", (32, 32), colour).save(folder / split / name / "0.png")
+            color = pixel or (number * 20, 255 - number * 20, 7)
+            Image.new("RGB", (32, 32), color).save(folder / split / name / "0.png")
     return folder
 
 

@@ -21,7 +21,7 @@ import main
 from models.model7 import ResNet
 from models.model9 import TransformerModel
 from tests.conftest import SESSION9
-from tests.terminal import TWO_EPOCHS, call, refused, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
 from utils import classify, plots, schedule, training
 from utils.data import load_data
 from utils.machine.files import load_tensors
@@ -57,7 +57,7 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
 
 
 def test_session_7_in_smoke_mode_shows_what_its_notebook_shows(monkeypatch, tmp_path, capsys):
-    """A ResNet of half the depth, two epochs without being asked, on a few digits."""
+    """A ResNet of half the depth, two epochs by default, on a few digits."""
     monkeypatch.setenv("RUNS", str(tmp_path))
     monkeypatch.setitem(SESSIONS, 7, replace(SESSIONS[7], network=lambda: ResNet((1, 1, 1, 1))))
     shown, real = [], plots.misclassified_images
@@ -110,12 +110,12 @@ def test_nothing_to_resume(folder, monkeypatch, other):
     if other:
         stop_in_the_second_epoch(monkeypatch)
     before = sorted(folder.parent.rglob("*"))
-    assert "session9/ contains no unfinished run with these options" in refused(*TWO_EPOCHS, *other, "--resume")
+    assert "session9/ contains no unfinished run with these options" in exit_message(*TWO_EPOCHS, *other, "--resume")
     assert sorted(folder.parent.rglob("*")) == before
 
 
 def test_evaluate_wants_the_classes_it_learned():
-    shown = refused("evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
+    shown = exit_message("evaluate", "--checkpoint", main.WEIGHTS, "--data", "digits")
     assert re.search(
         "has the classes airplane, .* digits has others: use --data to give the data it was trained on", shown
     )
@@ -156,7 +156,7 @@ def test_training_starts_without_what_only_others_need():
 
 
 def start(tmp_path) -> subprocess.Popen:
-    """Many short epochs of session 9 in a process of their own."""
+    """Many short epochs of session 9 in a separate process."""
     command = [sys.executable, "main.py", "session9", "--epochs", "40", "--max-lr", "0.01", "--device", "cpu"]
     environment = os.environ | {"RUNS": str(tmp_path)}
     return subprocess.Popen(
@@ -188,11 +188,11 @@ def test_sigterm_is_handled_like_ctrl_c(tmp_path):
 
 def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
     monkeypatch.setattr(main, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert refused("evaluate", "--checkpoint", main.WEIGHTS) == "\nStopped."
+    assert exit_message("evaluate", "--checkpoint", main.WEIGHTS) == "\nStopped."
 
 
 def test_max_lr_at_which_the_loss_diverges(folder, monkeypatch):
-    shown = refused(*TWO_EPOCHS, "--max-lr", "1e30")
+    shown = exit_message(*TWO_EPOCHS, "--max-lr", "1e30")
     assert re.search(r"the loss became (nan|inf) in epoch \d, batch \d+, at LR .*: try a quarter of the max LR", shown)
 
 
@@ -206,12 +206,12 @@ def test_gpu_out_of_memory(folder, monkeypatch, where):
         monkeypatch.setattr(schedule.LRFinder, "range_test", too_big)
     else:
         monkeypatch.setattr(training, "train", too_big)
-    shown = refused(*TWO_EPOCHS, "--max-lr", "find" if where == "LR finder" else "0.01", "--batch-size", "100")
+    shown = exit_message(*TWO_EPOCHS, "--max-lr", "find" if where == "LR finder" else "0.01", "--batch-size", "100")
     assert "the GPU is out of memory with batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
 
 
 def test_data_that_does_not_exist(monkeypatch, folder):
-    shown = refused("session9", "--data", "nowhere")
+    shown = exit_message("session9", "--data", "nowhere")
     assert shown == "main.py: nowhere does not exist: set DATA to a folder or an archive of images."
     assert not folder.exists()
 
@@ -237,5 +237,5 @@ def test_picture_that_cannot_be_classified(tmp_path, monkeypatch, kind):
         path.write_bytes({"half": content.getvalue()[:300], "text": b"a horse", "huge": content.getvalue()}[kind])
     if kind == "huge":
         monkeypatch.setattr(classify.Image, "MAX_IMAGE_PIXELS", 1000)  # as if it had billions
-    shown = refused("classify", path, "--checkpoint", tmp_path / "weights.pt")
+    shown = exit_message("classify", path, "--checkpoint", tmp_path / "weights.pt")
     assert "horse.png is not an image that Pillow can read: give a PNG or JPEG file" in shown

@@ -54,4 +54,4 @@ def test_bears_the_learning_rates_of_its_kind(seed):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)  # without the scale on the logits up to 10 within six steps
+    assert losses == sorted(losses, reverse=True)  # without the logit scale, it rises to 10 within six steps

@@ -96,7 +96,7 @@ def test_attention_rows_sum_to_one_over_root_eight():
     torch.testing.assert_close(sums, torch.full((4, 8), 1 / math.sqrt(8)))
 
 
-def test_an_images_logits_do_not_depend_on_its_neighbours():
+def test_an_images_logits_do_not_depend_on_its_neighbors():
     torch.manual_seed(0)
     model = TransformerModel().double().eval()
     image, others = torch.rand(1, 3, 32, 32).double(), torch.rand(2, 7, 3, 32, 32).double()
@@ -106,7 +106,7 @@ def test_an_images_logits_do_not_depend_on_its_neighbours():
 
 
 def effective_rank(x: torch.Tensor) -> int:
-    """Directions that carry at least a twentieth of the strongest one, the mean removed."""
+    """Number of singular values, with the mean removed, that are at least a twentieth of the largest."""
     values = torch.linalg.svdvals(x - x.mean(dim=0))
     return int((values > values[0] / 20).sum()) if values[0] > 1e-3 else 0
 
@@ -138,17 +138,17 @@ def test_first_convolution_starts_from_orthogonal_filters_of_either_sign():
 
 
 def test_cosine_filters_are_the_strongest_principal_components_of_smooth_images():
-    """Of grey noise that is blurred, as images are: its patches vary most along brightness, slopes, diagonal."""
+    """Blurred gray noise stands in for images: its patches vary most in brightness, the slopes and the diagonal."""
     torch.manual_seed(0)
     blur = torch.tensor([1.0, 4, 6, 4, 1])
     kernel = (blur[:, None] * blur)[None, None] / 256
     images = F.conv2d(F.conv2d(torch.randn(64, 1, 32, 32), kernel), kernel)
     patches = F.unfold(images, 3).transpose(1, 2).reshape(-1, 9)  # (N, 9)
     strongest = torch.linalg.eigh(patches.T @ patches).eigenvectors.flip(1).T[:4]
-    grey = TransformerModel().conv_block[0].weight.detach()[[0, 2, 3, 5]].sum(dim=1).flatten(1)  # (4, 9)
-    found = (F.normalize(grey) @ strongest.T).square()
+    gray = TransformerModel().conv_block[0].weight.detach()[[0, 2, 3, 5]].sum(dim=1).flatten(1)  # (4, 9)
+    found = (F.normalize(gray) @ strongest.T).square()
     assert found[0, 0] > 0.99 and found[3, 3] > 0.9  # brightness, diagonal
-    assert found[1:3, 1:3].sum() > 1.9  # the slopes, in whatever order
+    assert found[1:3, 1:3].sum() > 1.9  # the slopes, in either order
 
 
 def test_unknown_initialization_is_rejected():

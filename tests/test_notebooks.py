@@ -48,7 +48,7 @@ def test_thin(notebook):
     assert len(notebook.cells) <= 24 and len(code_cells(notebook)) == 12
     for cell in code_cells(notebook):
         assert not re.search(r"^\s*(def|class) |lambda", cell.source, re.MULTILINE)
-        assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE)  # nbval takes a failed one for passed
+        assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE)  # nbval reports a failed one as passed
 
 
 def test_opens_on_colab_with_a_gpu(notebook):
@@ -89,7 +89,7 @@ def test_readme_static_and_notebook_show_one_run(published):
 
 @pytest.fixture
 def colab(monkeypatch, tmp_path):
-    """An empty folder on Colab; commands are noted, a clone makes the folder that git would."""
+    """An empty folder on Colab. Commands are recorded; a clone creates the folder that git would create."""
     commands = []
 
     def run(command, check):
@@ -109,7 +109,7 @@ def colab(monkeypatch, tmp_path):
 
 @pytest.fixture
 def setup(notebook):
-    """The set-up cell, with an address as `make colab` writes it."""
+    """The setup cell, with an address as `make colab` writes it."""
     return code_cells(notebook)[0].source.replace('"https://github.com/OWNER/NAME"', '"https://github.com/me/mine"')
 
 

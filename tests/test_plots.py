@@ -11,7 +11,7 @@ CLASSES = [f"class {i}" for i in range(10)]
 
 @pytest.fixture
 def answers():
-    """100 images, 30 of them answered wrongly, by one class too high."""
+    """100 images, 30 of them misclassified as the next class."""
     torch.manual_seed(0)
     labels = torch.arange(100) % 10
     predicted = torch.where(torch.arange(100) < 30, (labels + 1) % 10, labels)

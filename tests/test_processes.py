@@ -1,5 +1,7 @@
-"""Several processes train one network, here on two shares of the CPU: for those `accelerate launch` asks for MPI,
-so PyTorch's own launcher, which it uses for GPUs, starts them."""
+"""Several processes train one network, here two on one CPU.
+
+`accelerate launch` needs MPI for that, so torchrun starts them, which accelerate itself uses for GPUs.
+"""
 
 import json
 import os
@@ -11,8 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# What every process does; {more} goes in before the training. The small network of session 9 is quick, and it is the
-# training that matters: no pictures.
+# What every process does; {more} is inserted before the training. Session 9's small network, without pictures, is fast.
 SCRIPT = """
 import os, sys, torch
 from dataclasses import replace
@@ -25,12 +26,12 @@ from utils import sessions, training
 from utils.runs import run as runs
 sessions.SESSIONS[9] = replace(sessions.SESSIONS[9], network=partial(TransformerModel, a=8), pictures={{}})
 fit, rank = runs.fit, int(os.environ.get("RANK", 0))
-def fit_and_tell(model, *arguments):
+def fit_and_save(model, *arguments):
     history = fit(model, *arguments)
-    told = {{"model": model.state_dict(), "test_loss": history.test_loss, "train_loss": history.train_loss}}
-    torch.save(told, Path(os.environ["RUNS"]) / f"process{{rank}}.pt")
+    saved = {{"model": model.state_dict(), "test_loss": history.test_loss, "train_loss": history.train_loss}}
+    torch.save(saved, Path(os.environ["RUNS"]) / f"process{{rank}}.pt")
     return history
-runs.fit = fit_and_tell
+runs.fit = fit_and_save
 {more}
 main.main()
 """
@@ -49,7 +50,7 @@ def launch(folder: Path, *launcher: str, more: str = "", check: bool = True) -> 
     )  # fmt: skip
 
 
-def told_by(folder: Path, rank: int) -> dict:
+def saved_by(folder: Path, rank: int) -> dict:
     return torch.load(folder / f"process{rank}.pt", weights_only=True)
 
 
@@ -61,15 +62,18 @@ def two(tmp_path_factory):
 
 def test_every_process_ends_with_the_same_network(two):
     folder, _ = two
-    first, second = (told_by(folder, rank) for rank in (0, 1))
+    first, second = (saved_by(folder, rank) for rank in (0, 1))
     assert first["test_loss"] == second["test_loss"]
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
 
 
 def test_only_the_first_process_prints_and_writes(two):
-    folder, told = two
-    assert told.stdout.count("Test set: ") == EPOCHS and told.stdout.count(f"Test accuracy after epoch {EPOCHS}") == 1
+    folder, printed = two
+    assert (
+        printed.stdout.count("Test set: ") == EPOCHS
+        and printed.stdout.count(f"Test accuracy after epoch {EPOCHS}") == 1
+    )
     facts = json.loads((folder / "session9/run.json").read_text())
     assert facts["hardware"].startswith("2 × ") and facts["batch_size"] == 70
     assert len((folder / "session9/training_log.txt").read_text().splitlines()) == 2 * EPOCHS
@@ -77,8 +81,8 @@ def test_only_the_first_process_prints_and_writes(two):
 
 
 def test_each_test_image_counts_once(two):
-    _, told = two
-    assert told.stdout.count("/360 (") == EPOCHS
+    _, printed = two
+    assert printed.stdout.count("/360 (") == EPOCHS
 
 
 def test_two_processes_learn_what_one_learns(two, tmp_path):
@@ -88,7 +92,7 @@ def test_two_processes_learn_what_one_learns(two, tmp_path):
     ]
     print(accuracies)
     assert min(accuracies) > 60 and abs(accuracies[0] - accuracies[1]) < 20, accuracies
-    # That one was asked to be two, which accelerate does only with MPI.
+    # accelerate was told to start two processes, which it can only do with MPI.
     wanted = "accelerate launch started one process: for several on CPUs use `torchrun --nproc-per-node 2 main.py …`."
     assert alone.stdout.splitlines()[0] == wanted and wanted not in two[1].stdout
 
@@ -107,13 +111,13 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed(two, tmp_path):
     ended = launch(tmp_path, *TORCHRUN, "2", more=DIES, check=False)
     assert ended.returncode != 0
     log = (tmp_path / "session9/training_log.txt").read_text()
-    assert len(log.splitlines()) == 2  # the epoch that all had finished
+    assert len(log.splitlines()) == 2  # of the epoch that all processes had finished
     assert not (tmp_path / "session9/run.json").exists()
-    # Each process draws its own augmentation, all draw one order of the images: as if nothing had been.
+    # Each process draws its own augmentation, and all draw the same order of the images, as without the interruption.
     resumed = launch(tmp_path, *TORCHRUN, "2")
     assert "Resuming after epoch 1:" in resumed.stdout
     for rank in (0, 1):
-        never_stopped, stopped = told_by(two[0], rank), told_by(tmp_path, rank)
+        never_stopped, stopped = saved_by(two[0], rank), saved_by(tmp_path, rank)
         assert stopped["train_loss"] == never_stopped["train_loss"]
         for name, value in never_stopped["model"].items():
             assert torch.equal(value, stopped["model"][name]), name

@@ -1,4 +1,4 @@
-"""What holds for every image, every schedule, every folder and every checkpoint, tried on many."""
+"""Properties that hold for every image, schedule, folder and checkpoint, tested on many."""
 
 import itertools
 import shutil
@@ -50,12 +50,12 @@ def test_transforms_keep_shape_type_and_range_and_leave_their_input_alone(images
     assert got.shape == images.shape and got.dtype == torch.uint8
     assert torch.equal(images, before)
     fill = {round(255 * value) for value in MEAN}
-    assert set(got.unique().tolist()) <= set(images.unique().tolist()) | fill  # no pixel is invented
+    assert set(got.unique().tolist()) <= set(images.unique().tolist()) | fill  # no new values
 
 
 @given(batches(), transforms, seeds)
 def test_a_transform_treats_each_image_on_its_own(images, transform, seed):
-    """Other neighbours, the same draws: the same image."""
+    """The result for an image depends on its own draws, not on the other images of the batch."""
     torch.manual_seed(seed)
     first = transform(images)
     others = images.flip(0)
@@ -106,7 +106,7 @@ def test_one_cycle_starts_tops_and_ends_where_it_should(recipe, epochs, batches,
     assert lrs[0] == pytest.approx(max_lr / recipe.start_div)
     assert all(a < b for a, b in itertools.pairwise(lrs[: top + 1]))
     assert all(a > b for a, b in itertools.pairwise(lrs[top:]))
-    if len(lrs) > 2:  # a run of a single step has no way down
+    if len(lrs) > 2:  # a run of a single step does not descend
         assert lrs[-1] == pytest.approx(max_lr / recipe.end_div)
 
 

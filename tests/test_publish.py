@@ -30,7 +30,7 @@ def notebook(*cells):
 
 @pytest.fixture
 def root(tmp_path):
-    """A repository with a finished run that was never shown."""
+    """A repository with a finished run that has not been published."""
     run = tmp_path / "runs/session9"
     run.mkdir(parents=True)
     for name in files(9):
@@ -80,18 +80,18 @@ def test_flip_averaged_accuracy_stands_apart(root):
 )
 def test_unfit_runs_are_rejected(root, change, reason):
     (root / "runs/session9/run.json").write_text(json.dumps(FACTS | change))
-    refused(root, reason)
+    assert_not_published(root, reason)
 
 
 def test_short_history_is_rejected(root):
     (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
-    refused(root, "has 1 of 24 epochs")
+    assert_not_published(root, "has 1 of 24 epochs")
 
 
 @pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
 def test_unfinished_run_is_rejected(root, name):
     (root / "runs/session9" / name).unlink()
-    refused(root, f"is missing {name}: finish `make session9` first")
+    assert_not_published(root, f"is missing {name}: finish `make session9` first")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_unfinished_run_is_rejected(root, name):
 )
 def test_unfit_notebooks_are_rejected(root, cells, reason):
     nbformat.write(notebook(*cells), root / "runs/session9/session9_assignment.ipynb")
-    refused(root, reason)
+    assert_not_published(root, reason)
 
 
-def refused(root, reason):
-    """It says why, and nothing that is shown was touched."""
+def assert_not_published(root, reason):
+    """The error says why, and no published file has changed."""
     shown = (root / "session9_assignment.ipynb").read_bytes()
     with pytest.raises(NotPublishable, match=reason):
         publish(9, root)

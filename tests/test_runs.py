@@ -1,4 +1,4 @@
-"""A run that was interrupted, however abruptly, resumes and ends as if it had not been; other runs are kept."""
+"""An interrupted run resumes and ends as if it had not been interrupted; other runs are kept."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
 from tests.small import DIGITS, small_run
-from tests.terminal import TWO_EPOCHS, call, interrupt_epoch, refused, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, call, exit_message, interrupt_epoch, stop_in_the_second_epoch
 from utils import training
 from utils.data import load_data, make_loaders
 from utils.machine import device
@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_computes_what_the_bare_functions_compute(tmp_path):
-    """Bit for bit, although the run shows a batch of images before."""
+    """Bit for bit, although the run draws a batch of images first."""
     run = small_run(tmp_path / "run")
     assert run.sample[0].shape == (71, 3, 32, 32)
     run.build()
@@ -67,14 +67,14 @@ def test_a_run_computes_what_the_bare_functions_compute(tmp_path):
 
 
 def assert_as_if_never_stopped(folder, whole, capsys):
-    model, history = train(folder, random_state=7)  # nothing may depend on the state before
+    model, history = train(folder, random_state=7)  # nothing may depend on the earlier state
     if next(model.parameters()).device.type != "cpu":
         pytest.skip("bit for bit is promised on the CPU only")
     for name, value in whole[0].state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     for name in ("lr", "step_lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
         assert getattr(history, name) == getattr(whole[1], name), name
-    shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a bar is overwritten in the end
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a progress bar overwrites itself
     assert (
         [line for line in shown if line.startswith(("EPOCH", "Test set"))]
         == history.log
@@ -113,9 +113,9 @@ train(Path(sys.argv[1]))
 @pytest.mark.parametrize(
     "patch",
     [
-        # a step of epoch 3: each epoch takes 20 steps and one look at the test set
+        # a step of epoch 3: each epoch has 20 steps and one test
         {"module": "utils.training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
-        # the third save, of which half a file has come to disk
+        # the third save, with half of the file written
         {
             "module": "utils.machine.files",
             "name": "os.replace",
@@ -137,7 +137,7 @@ def test_sigkill(tmp_path, whole, patch, capsys):
 
 
 def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
-    """As one that began on a CPU with bfloat16 and is resumed, by itself, on one where float32 is the faster."""
+    """A run that started in bfloat16 stays in it, even on a CPU where float32 is faster."""
     here = precision_of(make_accelerator())
     other = "float32" if here == "bfloat16" else "bfloat16"
     with monkeypatch.context() as patch:
@@ -154,7 +154,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
 
 
 def test_settings_are_read_when_asked(monkeypatch, tmp_path):
-    """A cell that sets RUNS after the imports is obeyed."""
+    """RUNS takes effect even if a cell sets it after the imports."""
     monkeypatch.setenv("RUNS", str(tmp_path))
     assert run_folder("session9") == tmp_path / "smoke/session9"
     monkeypatch.setenv("EVA8_SMOKE", "0")
@@ -219,17 +219,17 @@ def test_two_runs_in_one_folder(folder, monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", LOCKS_FOLDER, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
     try:
-        shown = refused(*TWO_EPOCHS)
+        shown = exit_message(*TWO_EPOCHS)
         assert "session9 is in use by another notebook or terminal: end that one" in shown and not folder.exists()
     finally:
         other.kill()
         other.communicate()
-    lock_folder(folder)  # a process that was killed has no lock
+    lock_folder(folder)  # the lock of a killed process is released
 
 
 def test_runs_that_is_no_folder(folder, monkeypatch):
     folder.parent.write_text("a file stands where the folder should")
-    assert "session9 cannot be created (" in refused(*TWO_EPOCHS)
+    assert "session9 cannot be created (" in exit_message(*TWO_EPOCHS)
 
 
 def test_damaged_plan_counts_as_another_run(folder, monkeypatch, capsys):

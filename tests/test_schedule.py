@@ -10,7 +10,7 @@ import torch_lr_finder.lr_finder
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
-from tests.terminal import TWO_EPOCHS, refused, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.machine.device import make_accelerator
 from utils.machine.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
@@ -37,20 +37,18 @@ def test_finder_puts_everything_back(problem, training):
     search = find_lr(model, optimizer, loader, make_accelerator())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is training
-    assert torch_lr_finder.lr_finder.tqdm is bar  # other users of that package find it as it was
+    assert torch_lr_finder.lr_finder.tqdm is bar  # restored for other users of the package
     assert optimizer.state_dict() == settings
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    one_cycle(
-        optimizer, search.suggestion, SESSION9, batches=3
-    )  # which fails for an optimizer with traces of a schedule
+    one_cycle(optimizer, search.suggestion, SESSION9, batches=3)  # fails if a schedule left its values in the optimizer
 
 
 def test_finder_tries_rates_from_1e_minus_5_upwards(problem, capsys):
     model, loader = problem
     search = find_lr(model, torch.optim.Adam(model.parameters()), loader, make_accelerator())
     shown = capsys.readouterr().out
-    assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # the bar alone
+    assert "LR finder:   0%" in shown and not shown.split("\r")[-1].strip() and "finished" not in shown  # only the bar
     assert search.lrs[0] == pytest.approx(1e-5) and 20 * math.log10(search.lrs[99] / search.lrs[0]) == pytest.approx(
         99, 0.02
     )
@@ -70,7 +68,7 @@ def test_suggestion_is_a_third_of_the_divergence_rate_and_less_for_small_batches
     "losses, rate",
     [
         ([2.0] * 10 + [1.5, 1.0, 1.5, 2.1, 2.3, 9.0], 15),  # falls, then rises
-        ([2.0] * 10 + [2.15, 2.05, 1.9, 2.1, 1.95, 9.0], 16),  # a plateau with noise: no fall to speak of
+        ([2.0] * 10 + [2.15, 2.05, 1.9, 2.1, 1.95, 9.0], 16),  # a noisy plateau that hardly falls
         ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never rises: the last rate
         ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),  # a spike before the minimum
     ],
@@ -83,7 +81,7 @@ def test_finder_is_not_misled_by_a_loss_that_becomes_nan(problem):
     model, loader = problem
 
     class Fragile(nn.Module):
-        """Answers NaN once its weights have moved far: after divergence."""
+        """Returns NaN once its weights have moved far, as after divergence."""
 
         def __init__(self):
             super().__init__()
@@ -112,7 +110,7 @@ def test_finder_covers_the_same_rates_in_fewer_steps(problem):
 
 
 def test_a_search_that_ends_before_the_loss_rises_says_so():
-    """A network that no learning rate moves."""
+    """A network that no learning rate changes."""
     images, labels = torch.randn(100, 3), torch.arange(100) % 3
     model = nn.Sequential(nn.Linear(3, 3), nn.Hardtanh(-1e-3, 1e-3))
     loader = DataLoader(TensorDataset(images, labels), batch_size=50)
@@ -161,5 +159,5 @@ def test_session_8_ends_where_it_began():
 def test_damaged_result_of_the_lr_finder(folder, monkeypatch):
     stop_in_the_second_epoch(monkeypatch, "--max-lr", "find")
     (folder / "lr_finder.json").write_text('{"lrs": [')
-    told = refused(*TWO_EPOCHS, "--max-lr", "find")
+    told = exit_message(*TWO_EPOCHS, "--max-lr", "find")
     assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in told

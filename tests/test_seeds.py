@@ -78,7 +78,7 @@ def test_recipes_are_chosen_on_held_out_training_images():
     assert split.name == "digits, validation split" and len(split.train_labels) == 1237
     assert torch.equal(seeds.hold_out(data, 200).test_images, split.test_images)
     rows = torch.cat([split.train_images, split.test_images]).flatten(1)
-    assert torch.equal(rows.unique(dim=0), data.train_images.flatten(1).unique(dim=0))  # none twice, no test image
+    assert torch.equal(rows.unique(dim=0), data.train_images.flatten(1).unique(dim=0))  # no duplicates, no test image
 
 
 def test_a_run_that_diverges_counts(results, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The submission shows the run, in the page's order, and says so if it should not be handed in."""
+"""The submission shows the run in the order of the assignment page, and says if it should not be handed in."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_the_points_stand_in_the_pages_order(run, session, points):
 
 
 def test_learning_rates_are_those_of_the_run(run):
-    """A run of twelve epochs tops earlier than the recipe does."""
+    """In a run of twelve epochs, the learning rate peaks earlier."""
     text = run(session=8, epochs=12, top_epoch=2, first_lr=0.02, max_lr=0.2)
     assert "LRMIN = 0.0200, LRMAX = 0.2000 at the end of epoch 2." in text
 

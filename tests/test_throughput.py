@@ -46,7 +46,7 @@ def test_each_pipeline_is_timed_in_a_process_of_its_own(monkeypatch):
     assert len(row) == 12 and row[0] == "8" and "×** (" in row[3] and "×** (" in row[6]
     for cell in (row[1], row[2], row[4], row[5], *row[9:]):
         assert float(cell.replace(",", "")) > 0
-    assert not hasattr(throughput, "pipeline")  # none was built here
+    assert not hasattr(throughput, "pipeline")  # it is built in the workers only
 
 
 def test_start_of_a_session(monkeypatch, tmp_path):

@@ -88,7 +88,7 @@ def test_reported_test_figures_are_those_of_the_final_weights(finished):
         logits = copy.deepcopy(model).cpu().float().eval()((DIGITS.test_images / 255 - mean) / std)
     loss = F.cross_entropy(logits, DIGITS.test_labels).item()
     accuracy = 100 * (logits.argmax(1) == DIGITS.test_labels).float().mean().item()
-    # float32 here, perhaps bfloat16 there: a few images may change sides
+    # the precision may differ, so a few predictions may
     assert history.test_loss[-1] == pytest.approx(loss, rel=0.05)
     assert history.test_accuracy[-1] == pytest.approx(accuracy, abs=2)
 
@@ -150,7 +150,7 @@ def test_processes_share_a_batch_equally():
     ],
 )
 def test_precision(monkeypatch, gpu, gpu_bf16, cpu_bf16, speedup, expected):
-    """``speedup`` of bfloat16 is None where it must not even be measured."""
+    """``speedup`` is None where bfloat16 must not be timed."""
     monkeypatch.setattr(device, "bfloat16_speedup", lambda: speedup or pytest.fail("measured"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu_bf16)

@@ -53,26 +53,26 @@ def test_each_image_has_its_own_draw_over_the_whole_range():
     count = 4000
     images = torch.arange(1, 32 * 32 + 1).reshape(1, 1, 32, 32).to(torch.float32).expand(count, 3, -1, -1)
     crops = RandomCrop(32, padding=4)(images)[:, 0]
-    middle = crops[:, 16, 16].long() - 1  # every crop shows this pixel, which tells where it was cut
+    middle = crops[:, 16, 16].long() - 1  # in every crop; its value shows the crop's position
     rows, columns = middle // 32, middle % 32
     assert sorted(rows.unique().tolist()) == sorted(columns.unique().tolist()) == list(range(12, 21))
     flipped = (RandomHorizontalFlip()(images)[:, 0, 0, 0] == 32).float().mean()
     assert 0.45 < flipped < 0.55
     cut = CutOut(8, fill=(0, 0, 0))(images)[:, 0] == 0  # (count, 32, 32)
     ends = [(int(rows[0]), int(rows[-1])) for rows in (square.any(dim=1).nonzero() for square in cut)]
-    assert set(ends) == {(max(centre - 4, 0), min(centre + 3, 31)) for centre in range(32)}
+    assert set(ends) == {(max(center - 4, 0), min(center + 3, 31)) for center in range(32)}
     assert set(cut.sum(dim=(1, 2)).tolist()) == {high * wide for high in range(4, 9) for wide in range(4, 9)}
 
 
 def test_cutout_hides_no_pixel_more_often_than_one_in_the_middle(images):
     torch.manual_seed(0)
     hidden = (CutOut(16, fill=(0, 0, 0))(torch.ones(4000, 1, 32, 32)) == 0).float().mean(dim=(0, 1))  # (32, 32)
-    assert hidden[16, 16] == pytest.approx(1 / 4, abs=0.03)  # (16 of 32 centres)²; 0.87 for squares kept inside
+    assert hidden[16, 16] == pytest.approx(1 / 4, abs=0.03)  # (16 of 32 centers)²; 0.87 for squares kept inside
     assert hidden[0, 0] == pytest.approx((9 / 32) ** 2, abs=0.02)
 
 
 def test_cutout_is_nearly_zero_after_normalize(images):
-    chain = Compose([CutOut(64, fill=MEAN), Normalize(MEAN, STD)])  # wherever its centre lies, it covers all
+    chain = Compose([CutOut(64, fill=MEAN), Normalize(MEAN, STD)])  # it covers everything, wherever its center is
     assert chain(images).abs().max() < 0.01
 
 

@@ -149,9 +149,9 @@ def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
     from sklearn.model_selection import train_test_split
 
     digits = sklearn_digits()
-    grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] * (255 / 16)  # (1797, 1, 8, 8)
-    grey = F.interpolate(grey, size=(32, 32), mode="bilinear")  # (1797, 1, 32, 32)
-    images = grey.round().to(torch.uint8).repeat(1, 3, 1, 1)  # (1797, 3, 32, 32)
+    gray = torch.tensor(digits.images, dtype=torch.float32)[:, None] * (255 / 16)  # (1797, 1, 8, 8)
+    gray = F.interpolate(gray, size=(32, 32), mode="bilinear")  # (1797, 1, 32, 32)
+    images = gray.round().to(torch.uint8).repeat(1, 3, 1, 1)  # (1797, 3, 32, 32)
     labels = torch.tensor(digits.target)
     train, test = train_test_split(
         torch.arange(len(labels)), train_size=train_count, test_size=test_count, random_state=0, stratify=labels

@@ -72,8 +72,8 @@ class CutOut:
     fill: tuple[float, ...]  # per channel, on the scale 0 to 1
 
     def __call__(self, images: Tensor) -> Tensor:
-        centres = torch.randint(images.shape[-1], (2, len(images)), device=images.device)
-        top, left = centres - self.size // 2
+        centers = torch.randint(images.shape[-1], (2, len(images)), device=images.device)
+        top, left = centers - self.size // 2
         return self.apply(images, top, left)
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:

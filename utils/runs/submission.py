@@ -40,7 +40,7 @@ def summary(facts: dict) -> str:
 
 
 def repository() -> str:
-    """The repository's address in the notebooks' set-up cells, which `make colab` writes."""
+    """The repository's address in the notebooks' setup cells, which `make colab` writes."""
     notebook = next(ROOT.glob("session*_assignment.ipynb")).read_text("utf-8")
     return re.findall(r'REPOSITORY = \\"(.*?)\\"', notebook)[0]
 

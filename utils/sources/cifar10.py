@@ -141,9 +141,8 @@ def fetch(url: str, part: Path) -> None:
         window_start, window_bytes = time.monotonic(), 0
         while True:
             try:
-                chunk = response.read1(
-                    CHUNK
-                )  # a single read, so that a slow connection does not delay the check of the speed
+                # A single read, so that a slow connection does not delay the check of the speed.
+                chunk = response.read1(CHUNK)
             except (OSError, http.client.HTTPException) as error:
                 raise MirrorError(reason_of(error)) from error
             if not chunk:
