@@ -31,10 +31,10 @@ RESULTS = Path(__file__).with_name("seeds.csv")
 HISTORIES = Path(__file__).with_name("histories.csv")
 PICTURE = Path(__file__).parents[1] / "static/session9/test_accuracy.png"
 CURVES = {
-    "reference": "public reference's recipe",
+    "a8": "ours, a = 8 (variant)",
+    "ours": "ours, a = 32 (as assigned)",
     "lr": "PyTorch's initialization, max LR from the LR finder",
-    "ours": "ours, a = 32",
-    "a8": "ours, a = 8",
+    "reference": "public reference's recipe",
 }
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
@@ -65,10 +65,10 @@ LADDER = {
     "large": Variant("+ little augmentation, weight decay for the convolutions", LARGE, init="near_isometry"),
     "ours": Variant("**ours**: our initialization, little augmentation, weight decay, batches of 128"),
     "a8_pytorch": Variant(
-        "a = 8, as ours, but PyTorch's initialization and batches of 512", LARGE, a=8, init="pytorch"
+        "a = 8, as ours, but with PyTorch's initialization and batches of 512", LARGE, a=8, init="pytorch"
     ),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
-    "a8": Variant("+ batches of 128, first convolution from cosine filters: **ours**, a = 8", a=8),
+    "a8": Variant("**ours**, a = 8", a=8),
 }
 MAX_LRS = {
     "a8_0.003": Variant("max LR 0.003", a=8, max_lr=0.003),

@@ -1,6 +1,7 @@
 """The benchmark over seeds: what it runs, keeps and prints."""
 
 import csv
+import statistics
 
 import pytest
 import torch
@@ -103,6 +104,8 @@ def test_readme_shows_the_committed_results():
     rows = [row for row in seeds.read(seeds.RESULTS) if (row["data"], row["epochs"]) == ("CIFAR-10", "24")]
     for variants in (seeds.LADDER, seeds.MAX_LRS):
         assert seeds.table(rows, variants) in readme
+    ours = [float(row["test_accuracy"]) for row in rows if row["variant"] == "ours"]
+    assert f"session 9 ends at {statistics.mean(ours):.2f} ± {statistics.stdev(ours):.2f}%" in readme
 
 
 def test_readme_gets_whole_runs_on_cifar10_in_the_order_of_the_variants(results):
