@@ -35,7 +35,7 @@ publish: $(VENV)/.ready
 	$(RUN) -m tools.publish $(SESSION)
 	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
 
-# make colab: write the repository's address into badges and set-up cells; default: that of the remote "origin"
+# make colab: write the repository's address into badges and setup cells; default: that of the remote "origin"
 REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
 colab:
 	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }

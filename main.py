@@ -64,11 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     data = "cifar10 (downloaded), digits, auto, or the path of a folder or an archive of images (default: $DATA, else auto)"
-    for recipe, text in ((SESSION7, "ResNet-18"), (SESSION8, "a custom ResNet"), (SESSION9, "ULTIMUS")):
+    for recipe in (SESSION7, SESSION8, SESSION9):
         train = commands.add_parser(
             recipe.name,
-            help=f"train {text}",
-            description=f"Train {text} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
+            help=f"train {recipe.title}",
+            description=f"Train {recipe.title} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
             "An interrupted run resumes when the same command is run again.",
         )
         train.add_argument("--data", help=data)

@@ -23,7 +23,6 @@ from utils.sessions import SESSIONS
 
 FILES = ("run.json", "history.csv", "training_log.txt")
 OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small, and the default of `main.py classify`
-NETWORKS = {7: "ResNet-18", 8: "custom ResNet", 9: "ULTIMUS"}
 PUBLIC = {7: "92.00%", 8: "92.10%", 9: "62.25%"}  # the best public solution as assigned; the README names the sources
 
 
@@ -93,7 +92,7 @@ def results_table(static: Path) -> str:
         facts = json.loads(file.read_text("utf-8"))
         apart = f" ({facts['flip_averaged']:.2f}% flip-averaged)" if "flip_averaged" in facts else ""
         cells = (
-            f"{facts['session']}: {NETWORKS[facts['session']]}",
+            f"{facts['session']}: {SESSIONS[facts['session']].recipe.title}",
             f"**{facts['test_accuracy']:.2f}%**{apart}",
             PUBLIC[facts["session"]],
             f"{facts['train_accuracy']:.2f}%",

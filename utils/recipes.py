@@ -28,6 +28,11 @@ class Recipe:
     def name(self) -> str:
         return f"session{self.session}"
 
+    @property
+    def title(self) -> str:
+        """The network, as the README and the help call it."""
+        return {7: "ResNet-18", 8: "a custom ResNet", 9: "ULTIMUS"}[self.session]
+
     def for_images(self, count: int) -> "Recipe":
         """The recipe for ``count`` training images, with a batch size that gives at least 20 steps per epoch.
 
