@@ -54,9 +54,9 @@ def find_lr(
     """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 
     The one-cycle policy needs the highest safe learning rate, so the suggestion is a third of the
-    divergence rate: the learning rate at which the smoothed loss, past its minimum, exceeds its start by a
-    tenth. (The steepest point of the curve, another common rule, scatters: on a loss that hardly falls at
-    first it was anywhere from 3e-5 to 0.06.) For batches smaller than 512, the suggestion is scaled by the
+    divergence rate: the learning rate at which the smoothed loss, past its minimum, is back at its start
+    (see ``find_divergence``). (The steepest point of the curve, another common rule, scatters: on a loss that
+    hardly falls at first it was anywhere from 3e-5 to 0.06.) For batches smaller than 512, the suggestion is scaled by the
     square root of their size: the noise of small batches can derail a long run but does not show in so few
     steps. Weights, optimizer, random state and train or eval mode are restored afterwards.
 
@@ -113,10 +113,14 @@ def project_progress_bar() -> Iterator[None]:
 
 
 def find_divergence(lrs: list[float], losses: list[float]) -> float:
-    """The learning rate at which the loss, past its minimum, exceeds its start by a tenth, or the last one."""
+    """The learning rate at which the loss, past its minimum, exceeds its start again, or the last one.
+
+    On a plateau, noise alone would pass for that, so the loss must also have risen by a tenth of its start.
+    """
     start = sum(losses[:10]) / 10
     lowest = losses.index(min(losses))
-    return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > 1.1 * start), lrs[-1])
+    risen = max(start, losses[lowest] + 0.1 * start)
+    return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > risen), lrs[-1])
 
 
 def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int) -> OneCycleLR:
