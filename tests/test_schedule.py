@@ -115,8 +115,12 @@ def test_a_search_that_ends_before_the_loss_rises_says_so():
     model = nn.Sequential(nn.Linear(3, 3), nn.Hardtanh(-1e-3, 1e-3))
     loader = DataLoader(TensorDataset(images, labels), batch_size=50)
     search = find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, make_accelerator())
-    assert not search.diverges and search.divergence_lr == search.lrs[-1] == pytest.approx(10)
-    assert str(search).startswith("The loss does not rise again: the search ended at LR 10.0000: suggested max LR ")
+    assert not search.diverges and search.lrs[-1] == pytest.approx(10)
+    lowest = search.lrs[search.losses.index(min(search.losses))]
+    assert search.divergence_lr == lowest and search.suggestion == pytest.approx(lowest / 3 * math.sqrt(50 / 512))
+    assert str(search).startswith(
+        f"The loss does not rise again: the search ended at LR 10.0000. It is lowest at LR {lowest:.4f}: suggested max "
+    )
 
 
 def learning_rates(optimizer, scheduler, steps):

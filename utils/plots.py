@@ -122,14 +122,16 @@ def lr_finder(
     suggestion: float,
     data_name: str,
 ) -> Figure:
-    """The loss of the range test over the learning rate, where it rises again, and the suggested max LR.
+    """The loss of the range test over the learning rate, where it rises again or is lowest, and the suggested max LR.
 
     See ``utils.schedule.LRSearch``.
     """
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    what = "rises again at" if diverges else "the search ended at"
-    ax.axvline(divergence_lr, color="gray", linestyle=":", label=f"{what} {divergence_lr:.4f}")
+    label = f"rises again at {divergence_lr:.4f}"
+    if not diverges:
+        label = f"lowest at {divergence_lr:.4f}; the search ended at {lrs[-1]:.4f}"
+    ax.axvline(divergence_lr, color="gray", linestyle=":", label=label)
     share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
     ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, {share} of it")
     # The losses after divergence would flatten the interesting part.

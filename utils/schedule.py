@@ -30,7 +30,7 @@ class LRSearch:
     """The result of a range test: the smoothed loss at each learning rate, and the max LR that follows from it.
 
     ``divergence_lr`` is the learning rate at which the loss rises again. If it never does (``diverges`` is False), it
-    is the last learning rate of the search.
+    is the one at which the loss is lowest.
     """
 
     lrs: list[float]
@@ -40,7 +40,9 @@ class LRSearch:
     suggestion: float
 
     def __str__(self) -> str:
-        what = "The loss rises again at" if self.diverges else "The loss does not rise again: the search ended at"
+        what = "The loss rises again at"
+        if not self.diverges:
+            what = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It is lowest at"
         return f"{what} LR {self.divergence_lr:.4f}: suggested max LR {self.suggestion:.4f}"
 
 
@@ -56,9 +58,10 @@ def find_lr(
     The one-cycle policy needs the highest safe learning rate, so the suggestion is a third of the
     divergence rate: the learning rate at which the smoothed loss, past its minimum, is back at its start
     (see ``find_divergence``). (The steepest point of the curve, another common rule, scatters: on a loss that
-    hardly falls at first it was anywhere from 3e-5 to 0.06.) For batches smaller than 512, the suggestion is scaled by the
-    square root of their size: the noise of small batches can derail a long run but does not show in so few
-    steps. Weights, optimizer, random state and train or eval mode are restored afterwards.
+    hardly falls at first it was anywhere from 3e-5 to 0.06.) Some networks never diverge: BatchNorm makes large
+    steps of the convolutions harmless, and scaled logits those of the last layer. For them, the learning rate of
+    the lowest loss takes its place. For batches smaller than 512, the suggestion is scaled by the square root of
+    their size: the noise of small batches can derail a long run but does not show in so few steps. Weights, optimizer, random state and train or eval mode are restored afterwards.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 
@@ -93,6 +96,8 @@ def find_lr(
     lrs, losses = lrs[:finite], losses[:finite]
     divergence_lr = find_divergence(lrs, losses)
     diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
+    if not diverges:
+        divergence_lr = lrs[losses.index(min(losses))]
     noise = min(1.0, math.sqrt(batch_size / 512))
     return LRSearch(lrs, losses, divergence_lr, diverges, divergence_lr / 3 * noise)
 
