@@ -90,7 +90,7 @@ def test_lr_pictures(history):
     assert divergence.get_xdata() == [1e-1, 1e-1] and mark.get_xdata() == [2e-2, 2e-2]
     assert divergence.get_label() == "rises again at 0.1000"
     _, end, _ = plots.lr_finder([1e-3, 1.0, 10.0], [2.3, 2.0, 2.1], 1.0, False, 0.3, "digits").axes[0].lines
-    assert end.get_label() == "lowest at 1.0000; the search ended at 10.0000"
+    assert end.get_label() == "stops falling at 1.0000; the search ended at 10.0000"
 
 
 def test_accuracy_curves():

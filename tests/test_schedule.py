@@ -14,7 +14,7 @@ from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.machine.device import make_accelerator
 from utils.machine.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
-from utils.schedule import find_divergence, find_lr, one_cycle
+from utils.schedule import find_divergence, find_lr, find_plateau, one_cycle
 
 
 @pytest.fixture
@@ -116,11 +116,16 @@ def test_a_search_that_ends_before_the_loss_rises_says_so():
     loader = DataLoader(TensorDataset(images, labels), batch_size=50)
     search = find_lr(model, torch.optim.SGD(model.parameters(), lr=0.1), loader, make_accelerator())
     assert not search.diverges and search.lrs[-1] == pytest.approx(10)
-    lowest = search.lrs[search.losses.index(min(search.losses))]
-    assert search.divergence_lr == lowest and search.suggestion == pytest.approx(lowest / 3 * math.sqrt(50 / 512))
+    plateau_lr = find_plateau(search.lrs, search.losses)
+    assert search.divergence_lr == search.suggestion == plateau_lr
     assert str(search).startswith(
-        f"The loss does not rise again: the search ended at LR 10.0000. It is lowest at LR {lowest:.4f}: suggested max "
+        f"The loss does not rise again: the search ended at LR 10.0000. It stops falling at LR {plateau_lr:.4f}: suggested "
     )
+
+
+def test_the_plateau_starts_before_the_lowest_loss():
+    losses = [2.0] * 10 + [1.5, 1.05, 1.2, 1.0, 1.3]
+    assert find_plateau([float(lr) for lr in range(15)], losses) == 11
 
 
 def learning_rates(optimizer, scheduler, steps):

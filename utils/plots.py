@@ -122,7 +122,7 @@ def lr_finder(
     suggestion: float,
     data_name: str,
 ) -> Figure:
-    """The loss of the range test over the learning rate, where it rises again or is lowest, and the suggested max LR.
+    """The loss of the range test over the learning rate, where it rises again or stops falling, and the suggested max LR.
 
     See ``utils.schedule.LRSearch``.
     """
@@ -130,10 +130,11 @@ def lr_finder(
     ax.plot(lrs, losses, color=TRAIN)
     label = f"rises again at {divergence_lr:.4f}"
     if not diverges:
-        label = f"lowest at {divergence_lr:.4f}; the search ended at {lrs[-1]:.4f}"
+        label = f"stops falling at {divergence_lr:.4f}; the search ended at {lrs[-1]:.4f}"
     ax.axvline(divergence_lr, color="gray", linestyle=":", label=label)
     share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
-    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}, {share} of it")
+    of_it = f", {share} of it" if diverges else ""
+    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}{of_it}")
     # The losses after divergence would flatten the interesting part.
     ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")

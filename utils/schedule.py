@@ -30,7 +30,7 @@ class LRSearch:
     """The result of a range test: the smoothed loss at each learning rate, and the max LR that follows from it.
 
     ``divergence_lr`` is the learning rate at which the loss rises again. If it never does (``diverges`` is False), it
-    is the one at which the loss is lowest.
+    is the one at which the loss stops falling.
     """
 
     lrs: list[float]
@@ -42,7 +42,7 @@ class LRSearch:
     def __str__(self) -> str:
         what = "The loss rises again at"
         if not self.diverges:
-            what = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It is lowest at"
+            what = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
         return f"{what} LR {self.divergence_lr:.4f}: suggested max LR {self.suggestion:.4f}"
 
 
@@ -59,9 +59,11 @@ def find_lr(
     divergence rate: the learning rate at which the smoothed loss, past its minimum, is back at its start
     (see ``find_divergence``). (The steepest point of the curve, another common rule, scatters: on a loss that
     hardly falls at first it was anywhere from 3e-5 to 0.06.) Some networks never diverge: BatchNorm makes large
-    steps of the convolutions harmless, and scaled logits those of the last layer. For them, the learning rate of
-    the lowest loss takes its place. For batches smaller than 512, the suggestion is scaled by the square root of
-    their size: the noise of small batches can derail a long run but does not show in so few steps. Weights, optimizer, random state and train or eval mode are restored afterwards.
+    steps of the convolutions harmless, and scaled logits those of the last layer. For them, the suggestion is the
+    learning rate at which the loss stops falling (see ``find_plateau``). For batches smaller than 512, a network
+    that diverges gets a suggestion scaled by the square root of their size: the noise of small batches can derail
+    a long run but does not show in so few steps. Weights, optimizer, random state and train or eval mode are
+    restored afterwards.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 
@@ -97,7 +99,8 @@ def find_lr(
     divergence_lr = find_divergence(lrs, losses)
     diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
     if not diverges:
-        divergence_lr = lrs[losses.index(min(losses))]
+        plateau_lr = find_plateau(lrs, losses)
+        return LRSearch(lrs, losses, plateau_lr, diverges, plateau_lr)
     noise = min(1.0, math.sqrt(batch_size / 512))
     return LRSearch(lrs, losses, divergence_lr, diverges, divergence_lr / 3 * noise)
 
@@ -126,6 +129,12 @@ def find_divergence(lrs: list[float], losses: list[float]) -> float:
     lowest = losses.index(min(losses))
     risen = max(start, losses[lowest] + 0.1 * start)
     return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > risen), lrs[-1])
+
+
+def find_plateau(lrs: list[float], losses: list[float]) -> float:
+    """The learning rate at which the loss has made nine tenths of its fall; beyond it, noise decides where it is lowest."""
+    start, lowest = sum(losses[:10]) / 10, min(losses)
+    return next(lr for lr, loss in zip(lrs, losses) if loss <= lowest + 0.1 * max(0.0, start - lowest))
 
 
 def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int) -> OneCycleLR:
