@@ -122,19 +122,20 @@ def lr_finder(
     suggestion: float,
     data_name: str,
 ) -> Figure:
-    """The loss of the range test over the learning rate, where it rises again or stops falling, and the suggested max LR.
+    """The loss of the range test, the learning rate where it rises again or stops falling, and the suggested max LR.
 
     See ``utils.schedule.LRSearch``.
     """
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    label = f"rises again at {divergence_lr:.4f}"
-    if not diverges:
+    label, suggested = f"rises again at {divergence_lr:.4f}", f"suggested max LR: {suggestion:.4f}"
+    if diverges:
+        share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
+        suggested += f", {share} of it"
+    else:
         label = f"stops falling at {divergence_lr:.4f}; the search ended at {lrs[-1]:.4f}"
     ax.axvline(divergence_lr, color="gray", linestyle=":", label=label)
-    share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
-    of_it = f", {share} of it" if diverges else ""
-    ax.axvline(suggestion, color=TEST, label=f"suggested max LR: {suggestion:.4f}{of_it}")
+    ax.axvline(suggestion, color=TEST, label=suggested)
     # The losses after divergence would flatten the interesting part.
     ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")

@@ -98,11 +98,16 @@ def find_lr(
     lrs, losses = lrs[:finite], losses[:finite]
     divergence_lr = find_divergence(lrs, losses)
     diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
-    if not diverges:
-        plateau_lr = find_plateau(lrs, losses)
-        return LRSearch(lrs, losses, plateau_lr, diverges, plateau_lr)
-    noise = min(1.0, math.sqrt(batch_size / 512))
-    return LRSearch(lrs, losses, divergence_lr, diverges, divergence_lr / 3 * noise)
+    if diverges:
+        suggestion = divergence_lr / 3 * min(1.0, math.sqrt(batch_size / 512))
+    else:
+        divergence_lr = suggestion = find_plateau(lrs, losses)
+    return LRSearch(lrs, losses, divergence_lr, diverges, suggestion)
+
+
+def starting_loss(losses: list[float]) -> float:
+    """The mean of the first ten losses, at learning rates that change nothing yet."""
+    return sum(losses[:10]) / 10
 
 
 @contextlib.contextmanager
@@ -125,16 +130,20 @@ def find_divergence(lrs: list[float], losses: list[float]) -> float:
 
     On a plateau, noise alone would pass for that, so the loss must also have risen by a tenth of its start.
     """
-    start = sum(losses[:10]) / 10
+    start = starting_loss(losses)
     lowest = losses.index(min(losses))
     risen = max(start, losses[lowest] + 0.1 * start)
     return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > risen), lrs[-1])
 
 
 def find_plateau(lrs: list[float], losses: list[float]) -> float:
-    """The learning rate at which the loss has made nine tenths of its fall; beyond it, noise decides where it is lowest."""
-    start, lowest = sum(losses[:10]) / 10, min(losses)
-    return next(lr for lr, loss in zip(lrs, losses) if loss <= lowest + 0.1 * max(0.0, start - lowest))
+    """The learning rate at which the loss has made nine tenths of its fall.
+
+    Beyond it, noise decides where the loss is lowest.
+    """
+    lowest = min(losses)
+    fall = max(0.0, starting_loss(losses) - lowest)  # rounding makes it negative if all losses are equal
+    return next(lr for lr, loss in zip(lrs, losses) if loss <= lowest + 0.1 * fall)
 
 
 def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int) -> OneCycleLR:
