@@ -63,12 +63,12 @@ LADDER = {
     "lr": Variant("+ max LR from the LR finder, gradients clipped to norm 1", COURSE, init="pytorch"),
     "init": Variant("+ our initialization of the blocks", COURSE, init="near_isometry"),
     "large": Variant("+ little augmentation, weight decay for the convolutions", LARGE, init="near_isometry"),
-    "ours": Variant("**ours**: our initialization, little augmentation, weight decay, batches of 128"),
+    "ours": Variant("+ cosine filters, batches of 128: **ours**"),
     "a8_pytorch": Variant(
         "a = 8, as ours, but with PyTorch's initialization and batches of 512", LARGE, a=8, init="pytorch"
     ),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
-    "a8": Variant("**ours**, a = 8", a=8),
+    "a8": Variant("+ cosine filters, batches of 128: **ours**, a = 8", a=8),
 }
 MAX_LRS = {
     "a8_0.003": Variant("max LR 0.003", a=8, max_lr=0.003),
