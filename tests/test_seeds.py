@@ -107,6 +107,8 @@ def test_readme_shows_the_committed_results():
         assert seeds.table(rows, variants) in readme
     ours = [float(row["test_accuracy"]) for row in rows if row["variant"] == "ours"]
     assert f"session 9 ends at {statistics.mean(ours):.2f} ± {statistics.stdev(ours):.2f}%" in readme
+    stuck = [float(row["test_accuracy"]) for row in rows if row["variant"] == "a8_pytorch"]
+    assert len(stuck) == 5 and f"five seeds ended between {min(stuck):.0f}% and {max(stuck):.0f}%" in readme
 
 
 def test_readme_gets_whole_runs_on_cifar10_in_the_order_of_the_variants(results):
