@@ -76,7 +76,7 @@ MAX_LRS = {
     "a8_0.04": Variant("max LR 0.04", a=8, max_lr=0.04),
     "a8_0.1": Variant("max LR 0.1", a=8, max_lr=0.1),
 }
-VARIANTS = MAX_LRS | LADDER  # a8 is in both; here it has its text of the ladder
+VARIANTS = LADDER | MAX_LRS | LADDER  # a8 is in both; here it has its place and its text of the ladder
 VALIDATION = 5_000  # held-out training images
 
 

@@ -128,8 +128,9 @@ def lr_finder(
     """
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
     ax.plot(lrs, losses, color=TRAIN)
-    label, suggested = f"rises again at {divergence_lr:.4f}", f"suggested max LR: {suggestion:.4f}"
+    suggested = f"suggested max LR: {suggestion:.4f}"
     if diverges:
+        label = f"rises again at {divergence_lr:.4f}"
         share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
         suggested += f", {share} of it"
     else:

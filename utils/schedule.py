@@ -105,11 +105,6 @@ def find_lr(
     return LRSearch(lrs, losses, divergence_lr, diverges, suggestion)
 
 
-def starting_loss(losses: list[float]) -> float:
-    """The mean of the first ten losses, at learning rates that change nothing yet."""
-    return sum(losses[:10]) / 10
-
-
 @contextlib.contextmanager
 def project_progress_bar() -> Iterator[None]:
     """Make torch-lr-finder use the project's progress bar and print nothing else.
@@ -123,6 +118,11 @@ def project_progress_bar() -> Iterator[None]:
             yield
     finally:
         torch_lr_finder.lr_finder.tqdm = original
+
+
+def starting_loss(losses: list[float]) -> float:
+    """The mean of the first ten losses, at learning rates that change nothing yet."""
+    return sum(losses[:10]) / 10
 
 
 def find_divergence(lrs: list[float], losses: list[float]) -> float:
