@@ -43,7 +43,7 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     pictures = {path.stem for path in folder.glob("*.png")}
     assert pictures == set(SESSIONS[9].pictures) and {"lr_finder_plot", "signal_rank", "attention_maps"} < pictures
     last = capsys.readouterr().out.splitlines()[-4:]
-    assert last[0] == f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 48 images, digits"
+    assert last[0] == f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 24 images, digits"
     assert last[2] == f"26,064 parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
     assert last[3] == f"Log, weights, pictures and submission.md (the answers to the assignment page): {folder}/"
     assert (folder / "submission.md").read_text().startswith("**Do not hand this in: it was trained on digits")
@@ -65,7 +65,7 @@ def test_session_7_in_smoke_mode_shows_what_its_notebook_shows(monkeypatch, tmp_
     call("session7", "--max-lr", "0.01")
     folder = tmp_path / "smoke/session7"
     facts = json.loads((folder / "run.json").read_text())
-    assert facts["smoke"] and facts["epochs"] == 2 and facts["test_images"] == 48
+    assert facts["smoke"] and facts["epochs"] == 2 and facts["test_images"] == 24
     assert {path.stem for path in folder.glob("*.png")} == set(SESSIONS[7].pictures) - {"lr_finder_plot"}
     assert shown == [10] and (folder / "grad_cam.png").exists()
     assert f"Flip-averaged: {facts['flip_averaged']:.2f}%" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHoriz
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
-SMOKE_DIGITS = 80, 48  # training and test images in smoke mode
+SMOKE_DIGITS = 40, 24  # training and test images in smoke mode
 FLAT = 1e-6  # a channel with a smaller standard deviation is constant
 
 
