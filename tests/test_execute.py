@@ -99,7 +99,9 @@ def test_closed_pipe_ends_the_notebook_silently(tmp_path):
         os.kill(kernel, 0)
 
 
-@pytest.mark.parametrize("module, arguments", [("tools.execute", ["5"]), ("tools.publish", [])])
+@pytest.mark.parametrize(
+    "module, arguments", [("tools.execute", ["5"]), ("tools.publish", []), ("tools.publish", ["x"])]
+)
 def test_unknown_session(module, arguments):
     told = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2 and f"python -m {module}: error: " in told.stderr and "session" in told.stderr

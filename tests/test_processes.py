@@ -35,7 +35,7 @@ runs.fit = fit_and_save
 {more}
 main.main()
 """
-EPOCHS = 4
+EPOCHS = 6
 OPTIONS = ("session9", "--data", "digits", "--device", "cpu", "--epochs", str(EPOCHS), "--max-lr", "0.01")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tools.publish import NotPublishable, files, publish
+from tools.publish import PUBLIC, NotPublishable, files, publish
 
 FACTS = {
     "session": 9, "data": "CIFAR-10 (JPEG copy)", "smoke": False, "epochs": 24, "max_lr": 0.0195, "seed": 0,
@@ -66,7 +66,8 @@ def test_publish_shows_the_run(root):
 def test_flip_averaged_accuracy_stands_apart(root):
     (root / "runs/session9/run.json").write_text(json.dumps(FACTS | {"flip_averaged": 69.5}))
     publish(9, root)
-    assert "| 9: ULTIMUS | **68.25%** (69.50% flip-averaged) | [62.25%](https://" in (root / "README.md").read_text()
+    row = f"| 9: ULTIMUS | **68.25%** (69.50% flip-averaged) | {PUBLIC[9]} | 70.50% |"
+    assert PUBLIC[9].startswith("[62.25%](https://") and row in (root / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
 from utils.training import History, fit, flip_averaged_accuracy, predict
 
-SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 12
+SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
 
 
 @dataclass
