@@ -24,9 +24,9 @@ from utils.sessions import SESSIONS
 FILES = ("run.json", "history.csv", "training_log.txt")
 OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small, and the default of `main.py classify`
 PUBLIC = {  # the best public solution as assigned
-    7: "[92.00%](https://github.com/partha-goswami/EVA8/blob/f5ee357385cd054c8b259f9101f77c1d3477f08e/Session7/README.md)",
-    8: "[92.10%](https://github.com/ajinkyakhadilkar/EVA-8/blob/39f6322e91c72a4fce6aae3ea860ec43185b8c3e/Assignment8/README.md)",
-    9: "[62.25%](https://github.com/abhyuditjain/eva-8/blob/adf545ae7759c2450fa1496fe7769e0eebb0e3ea/session9/README.md)",
+    7: "[92.00%](https://github.com/partha-goswami/EVA8/blob/f5ee357385/Session7/README.md)",
+    8: "[92.10%](https://github.com/ajinkyakhadilkar/EVA-8/blob/39f6322e91/Assignment8/README.md)",
+    9: "[62.25%](https://github.com/abhyuditjain/eva-8/blob/adf545ae77/session9/README.md)",
 }
 
 
