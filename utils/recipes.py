@@ -88,4 +88,5 @@ SESSION7 = Recipe(
     cutout=16,
     weight_decay=5e-4,
     label_smoothing=0.1,
+    compile=True,  # 8% less time on a CPU with fast bfloat16
 )

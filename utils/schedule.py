@@ -12,7 +12,7 @@ import torch
 import torch_lr_finder.lr_finder
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
@@ -61,9 +61,8 @@ def find_lr(
     hardly falls at first it was anywhere from 3e-5 to 0.06.) Some networks never diverge: BatchNorm makes large
     steps of the convolutions harmless, and scaled logits those of the last layer. For them, the suggestion is the
     learning rate at which the loss stops falling (see ``find_plateau``). For batches smaller than 512, a network
-    that diverges gets a suggestion scaled by the square root of their size: the noise of small batches can derail
-    a long run but does not show in so few steps. Weights, optimizer, random state and train or eval mode are
-    restored afterwards.
+    that diverges gets a lower suggestion (see ``batch_share``). Weights, optimizer, random state and train or eval
+    mode are restored afterwards.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 
@@ -99,7 +98,7 @@ def find_lr(
     divergence_lr = find_divergence(lrs, losses)
     diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
     if diverges:
-        suggestion = divergence_lr / 3 * min(1.0, math.sqrt(batch_size / 512))
+        suggestion = divergence_lr / 3 * batch_share(optimizer, batch_size)
     else:
         divergence_lr = suggestion = find_plateau(lrs, losses)
     return LRSearch(lrs, losses, divergence_lr, diverges, suggestion)
@@ -123,6 +122,17 @@ def project_progress_bar() -> Iterator[None]:
 def starting_loss(losses: list[float]) -> float:
     """The mean of the first ten losses, at learning rates that change nothing yet."""
     return sum(losses[:10]) / 10
+
+
+def batch_share(optimizer: Optimizer, batch_size: int) -> float:
+    """The share of the learning rate that batches smaller than 512 can take.
+
+    Their noise can derail a long run but does not show in the few steps of a range test. For SGD, the learning
+    rate is proportional to the batch size (Goyal et al., https://arxiv.org/abs/1706.02677), for Adam to its square
+    root (Malladi et al., https://arxiv.org/abs/2205.10287).
+    """
+    share = min(1.0, batch_size / 512)
+    return math.sqrt(share) if isinstance(optimizer, Adam) else share
 
 
 def find_divergence(lrs: list[float], losses: list[float]) -> float:
