@@ -1,4 +1,4 @@
-"""Session 7's network: the assignment's layers and numbers."""
+"""Session 7's network: the assignment's layers and parameter counts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Session 8's network: the assignment's layers and numbers."""
+"""Session 8's network: the assignment's layers and parameter counts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Session 9's network: the assignment's numbers, its attention, and the signal that must survive it."""
+"""Session 9's network: the assignment's parameter count, its attention, and the signal that must survive it."""
 
 import math
 
