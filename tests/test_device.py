@@ -35,7 +35,7 @@ def test_compiled_where_it_pays(monkeypatch, accelerator, steps, works, wanted):
 
 
 def test_compiled_recipes_are_those_that_gain():
-    assert SESSION9.compile and not SESSION8.compile and not SESSION7.compile
+    assert SESSION9.compile and SESSION7.compile and not SESSION8.compile
     assert "compile" not in repr(SESSION9)
 
 
