@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from models.model9 import TransformerModel
 from tools.publish import fill_section
 from utils.data import ImageData, load_data
 from utils.machine.device import describe
@@ -51,6 +53,7 @@ class Variant:
     changes: dict = field(default_factory=dict)  # in the recipe
     a: int = 32
     init: str = "ours"
+    blocks: bool = True  # False: the features of the convolutions go straight to the last layer
     max_lr: float | None = None  # None: found by the LR finder
 
 
@@ -69,6 +72,7 @@ LADDER = {
     ),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
     "a8": Variant("+ cosine filters, batches of 128: **ours**, a = 8", a=8),
+    "a8_no_blocks": Variant("a = 8, as ours, but without the blocks", a=8, blocks=False, max_lr=0.01),
 }
 MAX_LRS = {
     "a8_0.003": Variant("max LR 0.003", a=8, max_lr=0.003),
@@ -80,11 +84,18 @@ VARIANTS = LADDER | MAX_LRS | LADDER  # a8 is in both; here it has its place and
 VALIDATION = 5_000  # held-out training images
 
 
+def network(variant: Variant) -> nn.Module:
+    model = TransformerModel(variant.a, init=variant.init)
+    if not variant.blocks:
+        model.ultimus_blocks = nn.Identity()
+    return model
+
+
 def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     """Train one seed of a variant and return its row; a run whose loss is not finite has the accuracy of chance."""
     variant = VARIANTS[name]
     recipe = replace(SESSION.recipe, **variant.changes)
-    session = replace(SESSION, recipe=recipe, network=partial(SESSION.network, a=variant.a, init=variant.init))
+    session = replace(SESSION, recipe=recipe, network=partial(network, variant))
     run = Run.open(session, data, variant.max_lr, name=f"seeds/{name}-{seed}", epochs=epochs, seed=seed)
     run.build()
     max_lr = variant.max_lr or run.find_lr().suggestion

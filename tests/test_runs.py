@@ -31,9 +31,12 @@ ROOT = Path(__file__).parents[1]
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 
 
-def train(folder, random_state=0):
-    """Four epochs on a few digits; a checkpoint in ``folder`` is resumed."""
-    run = small_run(folder, RECIPE, load_data())
+def train(folder, random_state=0, precision="float32"):
+    """Four epochs on a few digits; a checkpoint in ``folder`` is resumed.
+
+    The precision is given, because another process may find another one faster.
+    """
+    run = small_run(folder, replace(RECIPE, precision=precision), load_data())
     torch.manual_seed(random_state)
     return run.model, run.fit(0.01)
 
@@ -142,11 +145,11 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     other = "float32" if here == "bfloat16" else "bfloat16"
     with monkeypatch.context() as patch:
         patch.setattr(device, "fastest_precision", lambda cpu: PRECISIONS[other])
-        whole, _ = train(tmp_path / "whole")
+        whole, _ = train(tmp_path / "whole", precision="auto")
         interrupt_epoch(3, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "halves")
-    halves, _ = train(tmp_path / "halves")
+            train(tmp_path / "halves", precision="auto")
+    halves, _ = train(tmp_path / "halves", precision="auto")
     assert load_tensors(tmp_path / "halves/checkpoint.pt")["precision"] == other
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halves.state_dict()[name]), name
