@@ -87,7 +87,7 @@ VALIDATION = 5_000  # held-out training images
 def network(variant: Variant) -> nn.Module:
     model = TransformerModel(variant.a, init=variant.init)
     if not variant.blocks:
-        model.ultimus_blocks = nn.Identity()
+        model.ultimus_blocks = nn.Sequential()  # the identity
     return model
 
 
