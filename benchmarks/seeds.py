@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.model9 import TransformerModel
 from tools.publish import fill_section
 from utils.data import ImageData, load_data
 from utils.machine.device import describe
@@ -85,7 +84,7 @@ VALIDATION = 5_000  # held-out training images
 
 
 def network(variant: Variant) -> nn.Module:
-    model = TransformerModel(variant.a, init=variant.init)
+    model = SESSION.network(a=variant.a, init=variant.init)
     if not variant.blocks:
         model.ultimus_blocks = nn.Sequential()  # the identity
     return model
