@@ -71,6 +71,7 @@ LADDER = {
     ),
     "a8_large": Variant("+ our initialization of the blocks", LARGE, a=8, init="near_isometry"),
     "a8": Variant("+ cosine filters, batches of 128: **ours**, a = 8", a=8),
+    # At about the max LR of a8: the LR finder would suggest 0.4 or more, because only the blocks diverge below 1.
     "a8_no_blocks": Variant("a = 8, as ours, but without the blocks", a=8, blocks=False, max_lr=0.01),
 }
 MAX_LRS = {
@@ -84,6 +85,7 @@ VALIDATION = 5_000  # held-out training images
 
 
 def network(variant: Variant) -> nn.Module:
+    """The variant's network, newly initialized."""
     model = SESSION.network(a=variant.a, init=variant.init)
     if not variant.blocks:
         model.ultimus_blocks = nn.Sequential()  # the identity
