@@ -40,7 +40,7 @@ CURVES = {
 README = Path(__file__).parents[1] / "README.md"
 COLUMNS = ["variant", "data", "seed", "epochs", "max_lr", "train_accuracy", "test_accuracy", "seconds_per_epoch",
            "hardware", "torch"]  # fmt: skip
-HISTORY_COLUMNS = ["variant", "data", "seed", "epoch", "train_accuracy", "test_accuracy"]
+HISTORY_COLUMNS = ["variant", "data", "seed", "epochs", "epoch", "train_accuracy", "test_accuracy"]
 DIVERGED = 20.0  # a run that ends below this test accuracy in percent counts as diverged
 
 
@@ -109,7 +109,7 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
         return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
     save_weights(run.folder / "weights.pt", run.model, recipe.session, data)
     for epoch, accuracies in enumerate(zip(history.train_accuracy, history.test_accuracy), start=1):
-        values = [name, data.name, seed, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
+        values = [name, data.name, seed, epochs, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
         append(HISTORIES, HISTORY_COLUMNS, dict(zip(HISTORY_COLUMNS, values)))
     return row | {
         "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
@@ -167,9 +167,14 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
     return "\n".join(lines)
 
 
+def whole_runs(rows: list[dict]) -> list[dict]:
+    """The rows of runs on CIFAR-10 with the assigned number of epochs."""
+    return [row for row in rows if (row["data"], row["epochs"]) == ("CIFAR-10", str(SESSION.recipe.epochs))]
+
+
 def write_readme(rows: list[dict]) -> None:
     """Write both tables, with the whole runs on CIFAR-10, between their marks in the README."""
-    rows = [row for row in rows if (row["data"], row["epochs"]) == ("CIFAR-10", str(SESSION.recipe.epochs))]
+    rows = whole_runs(rows)
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
         text = fill_section(text, name, f"\n{table(rows, variants)}\n")
@@ -177,8 +182,8 @@ def write_readme(rows: list[dict]) -> None:
 
 
 def draw_curves() -> None:
-    """Draw the README's first picture, if there is a history of seed 0 on CIFAR-10 for each of its curves."""
-    rows = [row for row in read(HISTORIES) if row["data"] == "CIFAR-10" and row["seed"] == "0"]
+    """Draw the README's first picture, if there is a whole run of seed 0 on CIFAR-10 for each of its curves."""
+    rows = [row for row in whole_runs(read(HISTORIES)) if row["seed"] == "0"]
     curves = {
         label: [float(row["test_accuracy"]) for row in rows if row["variant"] == name] for name, label in CURVES.items()
     }

@@ -52,9 +52,13 @@ def test_curves_are_drawn_when_all_runs_are_there(results, monkeypatch):
     for name in seeds.CURVES:
         seeds.draw_curves()
         assert not seeds.PICTURE.exists()
-        for data, accuracies in (("CIFAR-10", (20.0, 40.5)), ("CIFAR-10 (JPEG copy)", (19.0, 37.0))):
+        for data, epochs, accuracies in (
+            ("CIFAR-10", 24, (20.0, 40.5)),
+            ("CIFAR-10", 72, (19.0, 50.0)),
+            ("CIFAR-10 (JPEG copy)", 24, (19.0, 37.0)),
+        ):
             for epoch, accuracy in enumerate(accuracies, start=1):
-                row = dict(zip(seeds.HISTORY_COLUMNS, (name, data, 0, epoch, 30.0, accuracy)))
+                row = dict(zip(seeds.HISTORY_COLUMNS, (name, data, 0, epochs, epoch, 30.0, accuracy)))
                 seeds.append(seeds.HISTORIES, seeds.HISTORY_COLUMNS, row)
     seeds.draw_curves()
     ((curves, _),) = drawn
@@ -111,6 +115,10 @@ def test_readme_shows_the_committed_results():
     )
     assert f"session 9 ends at {statistics.mean(ours):.2f} ± {statistics.stdev(ours):.2f}%" in readme
     assert len(stuck) == 5 and f"five seeds ended between {min(stuck):.0f}% and {max(stuck):.0f}%" in readme
+    longer = [
+        row["test_accuracy"] for row in seeds.read(seeds.RESULTS) if (row["variant"], row["epochs"]) == ("a8", "72")
+    ]
+    assert f"seeds 0 and 1 end at {'% and '.join(longer)}%" in readme
 
 
 def test_readme_gets_whole_runs_on_cifar10_in_the_order_of_the_variants(results):
