@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from utils.machine.errors import DataError, UserError, exit_on_broken_pipe
+from utils.system.errors import DataError, UserError, exit_on_broken_pipe
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
@@ -150,7 +150,7 @@ def train(arguments: argparse.Namespace) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from utils.classify import load_classifier
     from utils.data import load_data, make_test_loader
-    from utils.machine.device import make_accelerator
+    from utils.system.device import make_accelerator
     from utils.training import test
 
     classify, data = load_classifier(arguments.checkpoint), load_data(arguments.data)

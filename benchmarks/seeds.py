@@ -19,9 +19,9 @@ from torch import nn
 
 from tools.publish import fill_section
 from utils.data import ImageData, load_data
-from utils.machine.device import describe
-from utils.machine.errors import TrainingError
-from utils.machine.files import write_text
+from utils.system.device import describe
+from utils.system.errors import TrainingError
+from utils.system.files import write_text
 from utils.plots import accuracy_curves
 from utils.runs.checkpoint import save_weights
 from utils.runs.run import Run

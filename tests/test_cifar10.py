@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils import data
-from utils.machine.errors import DataError
+from utils.system.errors import DataError
 from utils.sources import cifar10, image_folder
 
 

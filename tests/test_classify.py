@@ -10,7 +10,7 @@ from PIL import Image
 from models.model9 import TransformerModel
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.machine.errors import DataError
+from utils.system.errors import DataError
 from utils.runs.checkpoint import save_weights
 from utils.transforms import Normalize
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
-from utils.machine import device
-from utils.machine.device import describe, make_accelerator, time_hint
+from utils.system import device
+from utils.system.device import describe, make_accelerator, time_hint
 from utils.recipes import SESSION7, SESSION8, SESSION9
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_describe_counts_processes_and_threads(monkeypatch):
 def test_freed_memory_is_used_again():
     code = """
 import resource, torch
-from utils.machine.device import keep_freed_memory
+from utils.system.device import keep_freed_memory
 def pages_asked_for():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 26)  # 256 MB, freed at once

@@ -11,7 +11,7 @@ from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from utils import plots
 from utils.explain import attention_maps, grad_cam, signal_spectra
-from utils.machine.device import make_accelerator
+from utils.system.device import make_accelerator
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.terminal import TWO_EPOCHS, call, exit_message
-from utils.machine.errors import FileError
-from utils.machine.files import load_tensors, replace_file, save_tensors
+from utils.system.errors import FileError
+from utils.system.files import load_tensors, replace_file, save_tensors
 
 
 def test_full_disk_keeps_what_stood_there(tmp_path):

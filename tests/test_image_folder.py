@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.test_checkpoint import Evil
 from utils.data import load_folder
-from utils.machine.errors import DataError
+from utils.system.errors import DataError
 
 
 def write_images(folder: Path, classes: list[str], pixel=None) -> Path:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.test_schedule import learning_rates
 from utils.data import channel_statistics, load_folder
-from utils.machine.errors import DataError
-from utils.machine.files import load_tensors, save_tensors
+from utils.system.errors import DataError
+from utils.system.files import load_tensors, save_tensors
 from utils.recipes import SESSION7, SESSION8, SESSION9
 from utils.schedule import one_cycle
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip

@@ -16,10 +16,10 @@ from tests.small import DIGITS, small_run
 from tests.terminal import TWO_EPOCHS, call, exit_message, interrupt_epoch, stop_in_the_second_epoch
 from utils import training
 from utils.data import load_data, make_loaders
-from utils.machine import device
-from utils.machine.device import PRECISIONS, make_accelerator, precision_of
-from utils.machine.files import load_tensors, save_tensors
-from utils.machine.settings import run_folder
+from utils.system import device
+from utils.system.device import PRECISIONS, make_accelerator, precision_of
+from utils.system.files import load_tensors, save_tensors
+from utils.system.settings import run_folder
 from utils.optimizers import adam
 from utils.recipes import SESSION9
 from utils.runs.folder import lock_folder
@@ -120,7 +120,7 @@ train(Path(sys.argv[1]))
         {"module": "utils.training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
         # the third save, with half of the file written
         {
-            "module": "utils.machine.files",
+            "module": "utils.system.files",
             "name": "os.replace",
             "call": 8,
             "last_words": "arguments[0].write_bytes(b'half')",

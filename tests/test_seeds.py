@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import seeds
 from utils import plots
-from utils.machine.errors import TrainingError
+from utils.system.errors import TrainingError
 
 README = "a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n"
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"models", "utils.machine", "utils.recipes", "utils.transforms"},
+    {"models", "utils.system", "utils.recipes", "utils.transforms"},
     {"utils.explain", "utils.optimizers", "utils.schedule", "utils.sources", "utils.training"},
     {"utils.data", "utils.plots"},
     {"utils.sessions"},
@@ -48,7 +48,7 @@ def test_imports_point_downward(path):
 @pytest.mark.parametrize("name", ["training", "schedule", "plots"])
 def test_the_core_knows_no_files(name):
     known = imports(ROOT / "utils" / f"{name}.py")
-    assert not known & {"pathlib", "os", "json", "csv", "shutil", "utils.machine.files", "utils.machine.settings"}
+    assert not known & {"pathlib", "os", "json", "csv", "shutil", "utils.system.files", "utils.system.settings"}
 
 
 def test_networks_import_pytorch_only():

@@ -15,9 +15,9 @@ from models.model9 import TransformerModel
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
 from utils.data import BatchDataset, make_loaders, no_collate
-from utils.machine import device
-from utils.machine.device import fastest_precision, make_accelerator
-from utils.machine.errors import TrainingError
+from utils.system import device
+from utils.system.device import fastest_precision, make_accelerator
+from utils.system.errors import TrainingError
 from utils.optimizers import adam
 from utils.recipes import SESSION9
 from utils.runs.checkpoint import load_weights

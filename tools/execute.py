@@ -14,9 +14,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.machine.errors import FileError, exit_on_broken_pipe
-from utils.machine.files import replace_file
-from utils.machine.settings import run_folder
+from utils.system.errors import FileError, exit_on_broken_pipe
+from utils.system.files import replace_file
+from utils.system.settings import run_folder
 
 
 class EchoingClient(NotebookClient):

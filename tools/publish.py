@@ -16,9 +16,9 @@ from pathlib import Path
 import nbformat
 
 from utils.data import is_cifar10
-from utils.machine.errors import FileError
-from utils.machine.files import replace_file, write_text
-from utils.machine.settings import runs_folder
+from utils.system.errors import FileError
+from utils.system.files import replace_file, write_text
+from utils.system.settings import runs_folder
 from utils.sessions import SESSIONS
 
 FILES = ("run.json", "history.csv", "training_log.txt")

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.data import ImageData
-from utils.machine.device import precision_of
-from utils.machine.errors import FileError
-from utils.machine.files import load_tensors, save_tensors, write_text
+from utils.system.device import precision_of
+from utils.system.errors import FileError
+from utils.system.files import load_tensors, save_tensors, write_text
 from utils.training import History
 
 MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")  # of an epoch, in the history

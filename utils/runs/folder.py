@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.machine.errors import FileError
-from utils.machine.files import write_text
-from utils.machine.settings import smoke
+from utils.system.errors import FileError
+from utils.system.files import write_text
+from utils.system.settings import smoke
 
 LOCKS: dict[Path, FileLock] = {}  # of the folders of this process, held until it exits
 

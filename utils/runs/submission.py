@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.data import is_cifar10
-from utils.machine.files import write_text
+from utils.system.files import write_text
 
 ROOT = Path(__file__).parents[2]
 

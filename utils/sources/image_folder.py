@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.machine.errors import DataError, FileError
-from utils.machine.files import save_tensors
+from utils.system.errors import DataError, FileError
+from utils.system.files import save_tensors
 
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -19,7 +19,7 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
 
-from utils.machine.errors import TrainingError
+from utils.system.errors import TrainingError
 
 ROOT = Path(__file__).parents[2]
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names; others are full precision

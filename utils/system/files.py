@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.machine.errors import FileError
+from utils.system.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
