@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from utils.system.errors import DataError, UserError, exit_on_broken_pipe
 from utils.recipes import SESSION7, SESSION8, SESSION9
+from utils.system.errors import DataError, UserError, exit_on_broken_pipe
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
 DESCRIPTION = __doc__

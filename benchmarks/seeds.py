@@ -19,13 +19,13 @@ from torch import nn
 
 from tools.publish import fill_section
 from utils.data import ImageData, load_data
-from utils.system.device import describe
-from utils.system.errors import TrainingError
-from utils.system.files import write_text
 from utils.plots import accuracy_curves
 from utils.runs.checkpoint import save_weights
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
+from utils.system.device import describe
+from utils.system.errors import TrainingError
+from utils.system.files import write_text
 
 SESSION = SESSIONS[9]
 RESULTS = Path(__file__).with_name("seeds.csv")

@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.classic import WORKERS, Classic
 from tools.publish import fill_section, split_at_marks
 from utils.data import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, ImageData, load_data, make_loaders
+from utils.sessions import SESSIONS, Session
 from utils.system.device import AUTOCAST_DTYPES, compile_where_it_pays, describe, fastest_precision, make_accelerator
 from utils.system.files import write_text
 from utils.system.progress import progress
-from utils.sessions import SESSIONS, Session
 from utils.training import test, train
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from utils import data
-from utils.system.errors import DataError
 from utils.sources import cifar10, image_folder
+from utils.system.errors import DataError
 
 
 def md5(content: bytes) -> str:

@@ -10,8 +10,8 @@ from PIL import Image
 from models.model9 import TransformerModel
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.system.errors import DataError
 from utils.runs.checkpoint import save_weights
+from utils.system.errors import DataError
 from utils.transforms import Normalize
 
 ROOT = Path(__file__).parents[1]

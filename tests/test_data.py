@@ -15,8 +15,8 @@ from PIL import Image
 
 from utils import data as data_module
 from utils.data import is_cifar10, load_data, load_folder
-from utils.system.errors import DataError
 from utils.sources import image_folder
+from utils.system.errors import DataError
 
 SHAPES = {"train": 3, "test": 2}  # images per class
 

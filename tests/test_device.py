@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
+from utils.recipes import SESSION7, SESSION8, SESSION9
 from utils.system import device
 from utils.system.device import describe, make_accelerator, time_hint
-from utils.recipes import SESSION7, SESSION8, SESSION9
 
 ROOT = Path(__file__).parents[1]
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)

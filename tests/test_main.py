@@ -24,9 +24,9 @@ from tests.conftest import SESSION9
 from tests.terminal import TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
 from utils import classify, plots, schedule, training
 from utils.data import load_data
-from utils.system.files import load_tensors
 from utils.runs.checkpoint import save_weights
 from utils.sessions import SESSIONS
+from utils.system.files import load_tensors
 
 ROOT = Path(__file__).parents[1]
 DIGITS = load_data("digits")

@@ -15,10 +15,10 @@ from PIL import Image
 
 from tests.test_schedule import learning_rates
 from utils.data import channel_statistics, load_folder
-from utils.system.errors import DataError
-from utils.system.files import load_tensors, save_tensors
 from utils.recipes import SESSION7, SESSION8, SESSION9
 from utils.schedule import one_cycle
+from utils.system.errors import DataError
+from utils.system.files import load_tensors, save_tensors
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -16,16 +16,16 @@ from tests.small import DIGITS, small_run
 from tests.terminal import TWO_EPOCHS, call, exit_message, interrupt_epoch, stop_in_the_second_epoch
 from utils import training
 from utils.data import load_data, make_loaders
-from utils.system import device
-from utils.system.device import PRECISIONS, make_accelerator, precision_of
-from utils.system.files import load_tensors, save_tensors
-from utils.system.settings import run_folder
 from utils.optimizers import adam
 from utils.recipes import SESSION9
 from utils.runs.folder import lock_folder
 from utils.runs.run import SMOKE_SEARCH_STEPS, Run
 from utils.schedule import find_lr, one_cycle
 from utils.sessions import SESSIONS
+from utils.system import device
+from utils.system.device import PRECISIONS, make_accelerator, precision_of
+from utils.system.files import load_tensors, save_tensors
+from utils.system.settings import run_folder
 
 ROOT = Path(__file__).parents[1]
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
-from utils.system.device import make_accelerator
-from utils.system.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
 from utils.schedule import find_divergence, find_lr, find_plateau, one_cycle
+from utils.system.device import make_accelerator
+from utils.system.errors import TrainingError
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from models.model9 import TransformerModel
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
 from utils.data import BatchDataset, make_loaders, no_collate
-from utils.system import device
-from utils.system.device import fastest_precision, make_accelerator
-from utils.system.errors import TrainingError
 from utils.optimizers import adam
 from utils.recipes import SESSION9
 from utils.runs.checkpoint import load_weights
 from utils.schedule import one_cycle
+from utils.system import device
+from utils.system.device import fastest_precision, make_accelerator
+from utils.system.errors import TrainingError
 
 TRAIN_LINE = re.compile(
     r"EPOCH = (\d+) \| LR = (\d\.\d{7}) \| Loss = (\d+\.\d\d) \| Batch = (\d+) \| Accuracy = (\d+\.\d\d): "

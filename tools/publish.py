@@ -16,10 +16,10 @@ from pathlib import Path
 import nbformat
 
 from utils.data import is_cifar10
+from utils.sessions import SESSIONS
 from utils.system.errors import FileError
 from utils.system.files import replace_file, write_text
 from utils.system.settings import runs_folder
-from utils.sessions import SESSIONS
 
 FILES = ("run.json", "history.csv", "training_log.txt")
 OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small, and the default of `main.py classify`

@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from utils.system.errors import DataError, FileError
-from utils.system.files import load_tensors
 from utils.sessions import SESSIONS
 from utils.sources.image_folder import NO_IMAGE, as_tensor, to_rgb
+from utils.system.errors import DataError, FileError
+from utils.system.files import load_tensors
 from utils.transforms import Normalize
 
 

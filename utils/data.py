@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from utils.system.errors import DataError
-from utils.system.settings import data_root, data_source, smoke
 from utils.recipes import Recipe
 from utils.sources.image_folder import as_tensor, read_images
+from utils.system.errors import DataError
+from utils.system.settings import data_root, data_source, smoke
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

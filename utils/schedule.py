@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
+from utils.recipes import Recipe
 from utils.system.device import AUTOCAST_DTYPES, explain_out_of_memory
 from utils.system.errors import TrainingError
 from utils.system.progress import progress
-from utils.recipes import Recipe
 
 SEARCH_STEPS = 120  # of the range test: 20 for every factor of ten
 

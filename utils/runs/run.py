@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from utils.data import ImageData, make_loaders
-from utils.system.device import compile_where_it_pays, describe, make_accelerator, precision_of, time_hint
-from utils.system.errors import FileError, TrainingError
-from utils.system.files import load_tensors, write_text
-from utils.system.settings import run_folder, smoke
 from utils.runs.checkpoint import MEASURES, restore_checkpoint, save_checkpoint, save_weights, write_history
 from utils.runs.folder import is_unfinished, open_folder
 from utils.runs.submission import repository, summary, write_submission
 from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
+from utils.system.device import compile_where_it_pays, describe, make_accelerator, precision_of, time_hint
+from utils.system.errors import FileError, TrainingError
+from utils.system.files import load_tensors, write_text
+from utils.system.settings import run_folder, smoke
 from utils.training import History, fit, flip_averaged_accuracy, predict
 
 SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24

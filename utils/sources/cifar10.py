@@ -16,8 +16,8 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 from tqdm import tqdm
 
-from utils.system.errors import DataError
 from utils.sources.image_folder import cache_of, read_images
+from utils.system.errors import DataError
 
 # Byte-identical copies of one archive. The original host comes last: since June 2026 it serves
 # some tens of kB/s (https://github.com/pytorch/vision/issues/9536).
