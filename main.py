@@ -6,7 +6,6 @@ python main.py classify horse.png             the classes that a trained network
 """
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -26,38 +25,6 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """NumPy, which is also seeded, accepts 32 bits."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def learning_rate(text: str) -> float | None:
-    """A positive number, or None for "find"."""
-    if text == "find":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f'{text!r} is neither a positive number nor "find"')
-    return value
-
-
-def existing_path(text: str) -> Path:
-    if not os.path.exists(text):
-        raise argparse.ArgumentTypeError(f"{text} does not exist")
-    return Path(text)
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="main.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,42 +39,44 @@ def make_parser() -> argparse.ArgumentParser:
             "An interrupted run resumes when the same command is run again.",
         )
         train.add_argument("--data", help=data)
-        train.add_argument("--epochs", type=positive, help=f"default: {recipe.epochs}")
-        train.add_argument("--batch-size", type=positive, help=f"images per step; default: {recipe.batch_size}")
-        train.add_argument(
-            "--max-lr",
-            type=learning_rate,
-            metavar="find|LR",
-            help="the maximum learning rate (default: find it with the LR finder)",
-        )
-        train.add_argument("--seed", type=seed, default=0, help="random seed (default: 0)")
+        train.add_argument("--epochs", type=int, help=f"default: {recipe.epochs}")
+        train.add_argument("--batch-size", type=int, help=f"images per step; default: {recipe.batch_size}")
+        train.add_argument("--max-lr", type=float, help="maximum learning rate; default: the LR finder's")
+        train.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
         train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
         train.add_argument(
             "--precision",
             choices=("auto", "float32", "bfloat16"),
             default="auto",
-            help="auto: the fastest safe one on this device; a resumed run keeps its precision",
+            help="auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision",
         )
-        train.add_argument("--resume", action="store_true", help="resume an interrupted run; an error if there is none")
         train.add_argument(
             "--tensorboard", action="store_true", help="also log to TensorBoard (`tensorboard --logdir runs`)"
         )
     evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
-    evaluate.add_argument(
-        "--checkpoint", type=existing_path, required=True, metavar="FILE", help="weights.pt of a run's folder"
-    )
+    evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights.pt of a run's folder")
     evaluate.add_argument("--data", help=data)
     evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     classify = commands.add_parser("classify", help="classify images with a trained network")
-    classify.add_argument("images", nargs="+", type=existing_path, metavar="IMAGE")
+    classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     classify.add_argument(
         "--checkpoint",
-        type=existing_path,
+        type=Path,
         default=WEIGHTS,
         metavar="FILE",
         help="weights.pt of a run's folder (default: session 9's)",
     )
     return parser
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """The arguments; unknown options are an error of the command, so that the message names its help."""
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        prog = f"{parser.prog} {arguments.command}"
+        parser.exit(2, f"{prog}: unrecognized arguments: {' '.join(unknown)} (`{prog} --help` explains)\n")
+    return arguments
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -121,7 +90,7 @@ def train(arguments: argparse.Namespace) -> None:
     with PartialState(cpu=cpu).main_process_first():  # it downloads and decodes
         data = load_data(arguments.data)
     changes = {"seed": arguments.seed, "precision": arguments.precision}
-    if arguments.batch_size:
+    if arguments.batch_size is not None:
         changes["batch_size"] = arguments.batch_size
     run = Run.open(
         session,
@@ -129,7 +98,6 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.max_lr,
         cpu=cpu,
         tensorboard=arguments.tensorboard,
-        must_resume=arguments.resume,
         epochs=arguments.epochs,
         **changes,
     )
@@ -178,7 +146,7 @@ def classify(arguments: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> None:
     """Run the command line; ``words`` are its arguments, for calls from a notebook."""
-    arguments = make_parser().parse_args(words)
+    arguments = parse(words)
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
     try:
         command(arguments)

@@ -24,8 +24,7 @@ def folder(full, monkeypatch, tmp_path):
     It draws three of the pictures only, because drawing all of them takes as long as the training.
     """
     monkeypatch.setattr(data, "load_digits", partial(data.load_digits, *data.SMOKE_DIGITS))
-    some = ("loss_and_accuracy_graphs", "lr_finder_plot", "confusion_matrix")
-    pictures = {name: SESSION9.pictures[name] for name in some}
-    monkeypatch.setitem(SESSIONS, 9, replace(SESSION9, pictures=pictures))
+    few = ("loss_and_accuracy_graphs", "lr_finder_plot", "confusion_matrix")
+    monkeypatch.setitem(SESSIONS, 9, replace(SESSION9, pictures=few))
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs/session9"

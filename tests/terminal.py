@@ -5,8 +5,9 @@ import pytest
 import main
 from utils import training
 
-# A run of a few seconds; a later "--max-lr", "find" lets the LR finder choose.
-TWO_EPOCHS = ("session9", "--data", "digits", "--epochs", "2", "--max-lr", "0.01")
+# Runs of a few seconds; in the first one, the LR finder chooses the max LR.
+FIND_LR = ("session9", "--data", "digits", "--epochs", "2")
+TWO_EPOCHS = (*FIND_LR, "--max-lr", "0.01")
 
 
 def call(*arguments) -> None:
@@ -33,9 +34,9 @@ def interrupt_epoch(number: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(training, "train", train)
 
 
-def stop_in_the_second_epoch(monkeypatch, *options) -> None:
+def stop_in_the_second_epoch(monkeypatch, words=TWO_EPOCHS) -> None:
     """Two epochs of session 9 on the digits, interrupted by Ctrl-C in the second one."""
     with monkeypatch.context() as patch:
         interrupt_epoch(2, patch)
         kept = "Stopped. All finished epochs are saved: run the same command again to resume."
-        assert exit_message(*TWO_EPOCHS, *options).strip() == kept
+        assert exit_message(*words).strip() == kept

@@ -13,8 +13,10 @@ from torch import nn
 
 from models.model9 import TransformerModel
 from utils.recipes import SESSION7, SESSION8, SESSION9
-from utils.system import device
-from utils.system.device import describe, make_accelerator, time_hint
+from utils.system import cpu, device
+from utils.system.device import fast_precision, hardware_of, make_accelerator
+from utils.system.errors import explain_out_of_memory
+from utils.transforms import memory_format
 
 ROOT = Path(__file__).parents[1]
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
@@ -29,8 +31,8 @@ TWO_CPUS = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
 def test_compiled_where_it_pays(monkeypatch, accelerator, steps, works, wanted):
     called = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: called.append(self))
-    monkeypatch.setattr(device, "can_compile", lambda: works)
-    device.compile_where_it_pays(nn.Linear(1, 1), accelerator, steps)
+    monkeypatch.setattr(cpu, "can_compile", lambda: works)
+    cpu.compile_where_it_pays(nn.Linear(1, 1), accelerator, steps)
     assert len(called) == wanted
 
 
@@ -40,12 +42,12 @@ def test_compiled_recipes_are_those_that_gain():
 
 
 def test_compiled_model_computes_the_same():
-    if not device.can_compile():
+    if not cpu.can_compile():
         pytest.skip("torch.compile does not work here")
     torch.manual_seed(0)
     plain, images = TransformerModel(), torch.randn(8, 3, 32, 32)
     model = copy.deepcopy(plain)
-    device.compile_where_it_pays(model, CPU, steps=1000)
+    cpu.compile_where_it_pays(model, CPU, steps=1000)
     for network in (plain, model):
         network(images).square().sum().backward()
     for (name, one), two in zip(plain.named_parameters(), model.parameters()):
@@ -60,30 +62,58 @@ def test_compiled_model_computes_the_same():
 def test_training_works_without_a_compiler(capsys):
     torch.compiler.reset()  # forgets what an earlier test compiled
     with torch._inductor.config.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True}):
-        assert not device.can_compile()
+        assert not cpu.can_compile()
     assert capsys.readouterr().out.count("\n") == 1
     torch.compiler.reset()
 
 
-def test_hint_for_those_without_a_gpu():
-    hint = time_hint(CPU, "session9")
-    assert "T4 GPU" in hint and "24 epochs of CIFAR-10" in hint and " minutes on " in hint
-    assert time_hint(GPU, "session9") == ""
-
-
-def test_describe_counts_processes_and_threads(monkeypatch):
+def test_hardware_is_named_as_what_it_is(monkeypatch):
     accelerator = make_accelerator(cpu=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert ", 1 thread, " in describe(accelerator)
+    assert ", 1 thread, " in hardware_of(accelerator)
     two = SimpleNamespace(device=accelerator.device, num_processes=2, mixed_precision="no")
-    assert describe(two).startswith("2 × ") and describe(two).endswith("1 thread, float32")
+    assert hardware_of(two).startswith("2 × ") and hardware_of(two).endswith("1 thread, float32")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    mac = SimpleNamespace(device=torch.device("mps"), num_processes=1, mixed_precision="no")
+    assert hardware_of(mac) == "arm64 GPU (mps), float32"
+
+
+@pytest.mark.parametrize(
+    "kind, gpu_bf16, amx, avx512, vendor, precision",
+    [
+        ("cuda", True, False, False, "", "bfloat16"),
+        ("cuda", False, True, True, "AuthenticAMD", "float16"),  # a T4
+        ("cpu", True, True, True, "GenuineIntel", "bfloat16"),
+        ("cpu", True, False, True, "GenuineIntel", "float32"),
+        ("cpu", True, False, True, "AuthenticAMD", "bfloat16"),
+        ("cpu", True, False, False, "AuthenticAMD", "float32"),
+        ("mps", True, True, True, "", "float32"),
+    ],
+)
+def test_precision_follows_from_the_hardware(monkeypatch, kind, gpu_bf16, amx, avx512, vendor, precision):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(device, "cpu_field", {"vendor_id": vendor}.get)
+    assert fast_precision(torch.device(kind)) == precision
+
+
+def test_fields_of_the_cpu(monkeypatch):
+    assert device.cpu_field("no such field") == ""
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert device.cpu_field("vendor_id") in ("AuthenticAMD", "GenuineIntel")
+
+
+def test_no_channels_last_on_mps():
+    formats = [memory_format(torch.device(kind)) for kind in ("cpu", "cuda", "mps")]
+    assert formats == [torch.channels_last, torch.channels_last, torch.contiguous_format]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again():
     code = """
 import resource, torch
-from utils.system.device import keep_freed_memory
+from utils.system.cpu import keep_freed_memory
 def pages_asked_for():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 26)  # 256 MB, freed at once
@@ -98,19 +128,10 @@ print(given_back[-1], kept[-1])
     assert given_back > 100 and kept < given_back / 10
 
 
-def test_the_two_precisions_are_timed_once_and_draw_no_random_numbers(monkeypatch):
-    calls, real = [], torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda *a, **o: calls.append(o["enabled"]) or real(*a, **o))
-    before = torch.get_rng_state()
-    speedup = device.bfloat16_speedup(size=1, side=16)
-    assert speedup > 0 and device.bfloat16_speedup(size=1, side=16) == speedup
-    assert calls == 3 * [False, True] and torch.equal(torch.get_rng_state(), before)
-
-
 def test_precision_can_be_forced_and_another_time_be_another():
     for precision in ("bfloat16", "float32", "bfloat16"):
         accelerator = make_accelerator(cpu=True, precision=precision)
-        assert device.precision_of(accelerator) == precision and describe(accelerator).endswith(precision)
+        assert device.precision_of(accelerator) == precision and hardware_of(accelerator).endswith(precision)
     make_accelerator(cpu=True)  # for later tests
 
 
@@ -121,5 +142,5 @@ def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):
 
 
 def test_other_errors_than_out_of_memory_are_raised_as_they_are():
-    with pytest.raises(ZeroDivisionError), device.explain_out_of_memory(1):
+    with pytest.raises(ZeroDivisionError), explain_out_of_memory(1):
         1 / 0  # noqa: B018

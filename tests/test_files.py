@@ -56,5 +56,5 @@ def test_disk_that_fills_up_in_a_run(folder, monkeypatch):
         patch.setattr(os, "replace", full)
         assert "checkpoint.pt cannot be written (No space left on device)" in exit_message(*TWO_EPOCHS)
     assert len(load_tensors(folder / "checkpoint.pt")["history"]["lr"]) == 1
-    call(*TWO_EPOCHS, "--resume")
+    call(*TWO_EPOCHS)
     assert json.loads((folder / "run.json").read_text())["epochs"] == 2

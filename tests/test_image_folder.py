@@ -1,96 +1,330 @@
-"""Unusual and malicious folders and archives of images."""
+"""Folders and archives of images: what is read, and one line for what cannot be read."""
 
+import hashlib
+import io
+import os
 import re
 import shutil
+import stat
+import subprocess
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from tests.test_checkpoint import Evil
-from utils.data import load_folder
+from utils.data import CIFAR10_CLASSES, load_folder
+from utils.sources import image_folder
 from utils.system.errors import DataError
 
+ROOT = Path(__file__).parents[1]
+CLASSES = [f"class{i}" for i in range(10)]
 
-def write_images(folder: Path, classes: list[str], pixel=None) -> Path:
-    for split in ("train", "test"):
-        for number, name in enumerate(classes):
+
+def picture(seed: int, size=(32, 32), mode="RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def write_images(folder: Path, classes: list[str] = CLASSES, counts=(("train", 3), ("test", 2))) -> Path:
+    """A folder of noise, ``counts`` images of each class."""
+    for split, count in counts:
+        for label, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
-            color = pixel or (number * 20, 255 - number * 20, 7)
-            Image.new("RGB", (32, 32), color).save(folder / split / name / "0.png")
+            for i in range(count):
+                picture(100 * label + 10 * count + i).save(folder / split / name / f"{i}.png")
     return folder
 
 
-def test_many_classes_are_rejected_before_decoding(tmp_path, monkeypatch):
-    photos = write_images(tmp_path / "photos", [f"class{i:03}" for i in range(300)])
-    monkeypatch.setattr("utils.sources.image_folder.decode_image", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(DataError, match=r"photos has 300 classes, but these networks distinguish 10"):
-        load_folder(photos)
+@pytest.fixture
+def folder(tmp_path):
+    return write_images(tmp_path / "pets")
 
 
-def test_more_classes_than_the_networks_have(tmp_path):
-    photos = write_images(tmp_path / "photos", [f"class{i:02}" for i in range(11)])
-    with pytest.raises(DataError, match=r"photos has 11 classes, but these networks distinguish 10: remove the others"):
-        load_folder(photos)
-    shutil.rmtree(photos / "train/class10")
-    shutil.rmtree(photos / "test/class10")
-    assert len(load_folder(photos).classes) == 10
+def pack(folder: Path, kind: str) -> Path:
+    return Path(shutil.make_archive(str(folder), kind, folder))
 
 
-def test_images_of_one_color(tmp_path, monkeypatch, folder):
-    photos = write_images(tmp_path / "black", ["cat", "dog"], pixel=(0, 0, 0))
-    with pytest.raises(DataError, match=r"black: all training images have a single color: give images that differ"):
-        load_folder(photos)
+def same(a, b) -> bool:
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
-def test_16_bit_grayscale_images_are_scaled(tmp_path):
-    photos = write_images(tmp_path / "photos", ["cat", "dog"])
+def error_of(path: Path) -> str:
+    """The error message, one line; nothing is left beside the source but its lock."""
+    before = {path.name for path in path.parent.iterdir()}
+    with pytest.raises(DataError) as caught:
+        load_folder(path)
+    assert {path.name for path in path.parent.iterdir()} <= before | {f".{path.name}.lock"}
+    assert "\n" not in str(caught.value) and path.name in str(caught.value)
+    return str(caught.value)
+
+
+def test_folder(folder):
+    data = load_folder(folder)
+    assert data.name == "pets (folder of images)" and data.classes == tuple(CLASSES) and not data.is_cifar10
+    assert data.train_images.shape == (30, 3, 32, 32) and data.test_images.shape == (20, 3, 32, 32)
+    assert data.train_images.dtype == torch.uint8 and data.train_labels.dtype == torch.int64
+    assert data.train_labels.tolist() == [i // 3 for i in range(30)]
+    assert data.test_labels.tolist() == [i // 2 for i in range(20)]
+    expected = np.asarray(Image.open(folder / "train/class1/2.png")).transpose(2, 0, 1)
+    assert np.array_equal(data.train_images[5], expected)
+    pixels = data.train_images.double() / 255
+    assert data.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist())
+    assert data.std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist())
+
+
+@pytest.mark.parametrize("kind", ["tar", "gztar", "xztar", "zip"])
+def test_archive_equals_folder(folder, kind):
+    """The images may be inside enclosing folders; what is unpacked is removed."""
+    expected = load_folder(folder)
+    (folder.parent / "outer/inner").mkdir(parents=True)
+    shutil.move(folder, folder.parent / "outer/inner")
+    archive = pack(folder.parent / "outer", kind)
+    assert same(load_folder(archive), expected)
+    left = {path.name for path in folder.parent.iterdir()} - {"outer", ".pets.lock", "pets.cache.pt"}
+    assert left == {archive.name, f"{archive.name}.cache.pt", f".{archive.name}.lock"}
+
+
+def test_formats_links_and_hidden_files(folder):
+    expected = load_folder(folder)
+    cats, dogs = folder / "train/class0", folder / "train/class1"
+    picture(7).save(cats / "9.webp", lossless=True)
+    picture(8, mode="L").save(cats / "99.png")
+    (cats / "._9.png").write_bytes(b"what a file manager leaves")
+    (cats / "notes.txt").write_text("no image")
+    for hidden in ("__MACOSX/train/fish", "__MACOSX/test/fish", "train/.ipynb_checkpoints", "test/.ipynb_checkpoints"):
+        (folder / hidden).mkdir(parents=True)
+    shutil.move(dogs, folder.parent / "elsewhere")
+    dogs.symlink_to(folder.parent / "elsewhere")
+    data = load_folder(folder)
+    assert data.classes == tuple(CLASSES) and len(data.train_labels) == 32
+    assert np.array_equal(data.train_images[3], np.asarray(picture(7)).transpose(2, 0, 1))
+    assert torch.equal(data.train_images[4, 0], data.train_images[4, 2])  # grayscale
+    assert torch.equal(data.train_images[5:], expected.train_images[3:])
+
+
+def test_16_bit_grayscale_images_are_scaled(folder):
     levels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
-    Image.fromarray(levels).save(photos / "train/cat/1.png")
-    assert Image.open(photos / "train/cat/1.png").mode == "I;16"
-    found = load_folder(photos).train_images[1]
-    assert np.array_equal(found.numpy(), np.broadcast_to(levels // 256, (3, 32, 32)))
+    Image.fromarray(levels).save(folder / "train/class0/0.png")
+    assert Image.open(folder / "train/class0/0.png").mode == "I;16"
+    images = load_folder(folder).train_images
+    assert np.array_equal(images[0].numpy(), np.broadcast_to(levels // 256, (3, 32, 32)))
 
 
-def test_dangling_link_in_a_folder(tmp_path):
-    photos = write_images(tmp_path / "photos", ["cat", "dog"])
-    (photos / "train/cat/1.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(DataError, match=r"photos cannot be read \(No such file or directory\)"):
-        load_folder(photos)
+def test_cifar10_is_recognized_by_its_content(monkeypatch, folder):
+    """Names and order of the files do not matter, nor does the folder's name; a single different pixel or label does."""
+    images = load_folder(folder)
+    pairs = (images.train_images, images.train_labels), (images.test_images, images.test_labels)
+    digests = [image_folder.digest(*pair) for pair in pairs]
+    each = [hashlib.sha256(bytes([label]) + image.numpy().tobytes()).digest()
+            for image, label in zip(images.test_images, images.test_labels.tolist())]  # fmt: skip
+    assert digests[1] == hashlib.sha256(b"".join(sorted(each))).hexdigest()
+    monkeypatch.setattr(image_folder, "CIFAR10_DIGESTS", digests)
+    (folder / "train/class0/1.png").rename(folder / "train/class0/another.png")
+    shuffled = load_folder(folder)
+    assert shuffled.name == "CIFAR-10" and shuffled.is_cifar10 and not same(shuffled, images)
+    assert (shuffled.mean, shuffled.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert load_folder(pack(folder, "xztar")).is_cifar10
+    (folder / "test/class1/0.png").rename(folder / "test/class0/9.png")
+    assert load_folder(folder).name == "pets (folder of images)"
+    (folder / "test/class0/9.png").rename(folder / "test/class1/0.png")
+    changed = np.array(Image.open(folder / "test/class1/0.png"))
+    changed[0, 0, 0] ^= 1
+    Image.fromarray(changed).save(folder / "test/class1/0.png")
+    folder.rename(folder.with_name("CIFAR-10"))
+    assert not load_folder(folder.with_name("CIFAR-10")).is_cifar10
 
 
-def test_archive_with_a_password(tmp_path, monkeypatch):
-    photos = write_images(tmp_path / "photos", ["cat", "dog"])
-    shutil.make_archive(str(photos), "zip", photos)
-    archive = bytearray((tmp_path / "photos.zip").read_bytes())
+def test_cache_is_used_until_the_source_changes(folder, monkeypatch):
+    archive = pack(folder, "gztar")
+    first = {source: load_folder(source) for source in (folder, archive)}
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "decode", lambda *_: pytest.fail("decoded again"))
+        for source, data in first.items():
+            assert same(load_folder(source), data)
+    picture(7).save(folder / "train/class0/1.png")
+    pack(folder, "gztar")
+    for source, data in first.items():
+        assert not torch.equal(load_folder(source).train_images[1], data.train_images[1])
+
+
+def test_damaged_or_malicious_cache_is_replaced(folder, monkeypatch):
+    data, cache = load_folder(folder), folder.with_name("pets.cache.pt")
+    whole = cache.read_bytes()
+    monkeypatch.chdir(folder.parent)  # where Evil would create its file
+    for content in (whole[:1000], b"", {"key": Evil(), "images": {}}):
+        torch.save(content, cache) if isinstance(content, dict) else cache.write_bytes(content)
+        assert same(load_folder(folder), data) and len(cache.read_bytes()) == len(whole)
+    assert not (folder.parent / "hacked").exists()
+
+
+def test_cache_that_cannot_be_written_gives_a_message_only(folder, monkeypatch, capsys):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    assert len(load_folder(folder).train_labels) == 30
+    told = capsys.readouterr().out
+    assert "could not be cached and will be decoded again next time: " in told
+    assert "pets.cache.pt cannot be written (No space left on device)" in told
+    assert not list(folder.parent.glob(".*.part"))
+
+
+def test_second_process_waits_and_uses_the_result(folder):
+    """While another process holds the lock, a message says so."""
+    code = "import sys; from pathlib import Path; from utils.data import load_folder; load_folder(Path(sys.argv[1]))"
+    with FileLock(folder.with_name(".pets.lock")):
+        second = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        told = second.stdout.readline()
+        assert f"Another process is reading {folder}: waiting for it." in told
+        assert second.poll() is None and not folder.with_name("pets.cache.pt").exists()
+    second.communicate()
+    assert second.returncode == 0 and folder.with_name("pets.cache.pt").exists()
+
+
+def damage(folder: Path, kind: str) -> Path:
+    """Make ``folder`` unusable and return the path to give as DATA."""
+    image = folder / "train/class0/0.png"
+    if kind == "no test":
+        shutil.rmtree(folder / "test")
+    elif kind == "empty class":
+        shutil.rmtree(folder / "test/class3")
+        (folder / "test/class3").mkdir()
+    elif kind == "other classes":
+        (folder / "test/class9").rename(folder / "test/wolf")
+    elif kind == "nine classes":
+        for split in ("train", "test"):
+            shutil.rmtree(folder / split / "class4")
+    elif kind == "300 classes":
+        for split in ("train", "test"):
+            for i in range(290):
+                (folder / split / f"more{i}").mkdir()
+    elif kind == "two copies":
+        shutil.copytree(folder / "train", folder / "copy/train")
+        shutil.copytree(folder / "test", folder / "copy/test")
+        for name in ("train", "test"):
+            (folder / "first").mkdir(exist_ok=True)
+            shutil.move(folder / name, folder / "first" / name)
+    elif kind == "dangling link":
+        image.unlink()
+        image.symlink_to(folder / "gone.png")
+    elif kind == "text":
+        image.write_bytes(b"no image")
+    elif kind == "half an image":
+        image.write_bytes(image.read_bytes()[:500])
+    elif kind == "48 pixels":
+        picture(0, size=(48, 32)).save(image)
+    elif kind == "one color":
+        for path in folder.glob("train/*/*.png"):
+            Image.new("RGB", (32, 32), "black").save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("no test", "contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this"),
+        ("empty class", "test: Found no valid file for the classes class3: add .png or .jpg images"),
+        ("other classes", "train and test must have the same classes, only one of them has class9, wolf"),
+        ("nine classes", "has 9 classes, but these networks distinguish 10: class0, class1, class2, class3, class5"),
+        ("300 classes", "has 300 classes, but these networks distinguish 10: class0, class1"),
+        ("two copies", "contains train/ and test/ 2 times: give the path of one of the copies"),
+        ("dangling link", "cannot be read (No such file or directory): check its permissions and disk"),
+        ("text", "pets: train/class0/0.png is not a readable image: replace or remove it"),
+        ("half an image", "pets: train/class0/0.png is not a readable image: replace or remove it"),
+        ("48 pixels", "train/class0/0.png is 48×32 pixels: resize all images to 32×32 first"),
+        ("one color", "all training images have a single color: give images that differ"),
+    ],
+)
+def test_unusable_folder(folder, monkeypatch, kind, message):
+    if kind == "one color":  # found after the images were cached
+        monkeypatch.setattr(image_folder, "save_cache", lambda *_: None)
+    assert message in error_of(damage(folder, kind))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("place", ["train/class0/0.png", "train/class0", "train", ""])
+def test_unreadable_file_or_folder(folder, place):
+    mode = (folder / place).stat().st_mode
+    (folder / place).chmod(stat.S_IWUSR)
+    try:
+        assert "cannot be read (Permission denied)" in error_of(folder)
+    finally:
+        (folder / place).chmod(mode)
+
+
+def test_missing_folder(tmp_path):
+    assert "nowhere does not exist: set DATA to" in error_of(tmp_path / "nowhere")
+
+
+def test_file_that_is_no_archive(tmp_path):
+    (tmp_path / "photo.rar").write_bytes(b"x")
+    assert "photo.rar is not an archive: give a folder or one of .tar" in error_of(tmp_path / "photo.rar")
+
+
+@pytest.mark.parametrize("kind", ["tar", "gztar", "xztar", "zip"])
+@pytest.mark.parametrize("share", [0.6, 0.01])
+def test_truncated_archive(folder, kind, share):
+    archive = pack(folder, kind)
+    archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * share)])
+    message = error_of(archive)
+    assert "cannot be unpacked (" in message or "is not a readable image" in message or "classes" in message, message
+
+
+def test_encrypted_archive(folder):
+    archive = pack(folder, "zip")
+    content = bytearray(archive.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag "encrypted" of every entry
-        for found in re.finditer(re.escape(mark), bytes(archive)):
-            archive[found.start() + offset] |= 1
-    (tmp_path / "photos.zip").write_bytes(archive)
-    with pytest.raises(
-        DataError, match=r"photos.zip is truncated or not an archive of its kind \(.*encrypted.*: download it again"
-    ):
-        load_folder(tmp_path / "photos.zip")
+        for entry in re.finditer(re.escape(mark), bytes(content)):
+            content[entry.start() + offset] |= 1
+    archive.write_bytes(content)
+    assert "encrypted" in error_of(archive)
 
 
-def test_archive_of_a_device(tmp_path):
-    photos = write_images(tmp_path / "photos", ["cat", "dog"])
-    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
-        archive.add(photos / "train", "train")
-        archive.add(photos / "test", "test")
-        odd = tarfile.TarInfo("train/cat/9.png")
-        odd.type = tarfile.CHRTYPE
-        archive.addfile(odd)
-    assert len(load_folder(tmp_path / "photos.tar").train_labels) == 2
+@pytest.mark.parametrize("kind", ["outside", "device", "link"])
+def test_unsafe_archive(folder, kind):
+    archive = pack(folder, "tar")
+    member = tarfile.TarInfo({"outside": "../evil.png"}.get(kind, "train/class0/9.png"))
+    member.type = {"device": tarfile.CHRTYPE, "link": tarfile.SYMTYPE}.get(kind, tarfile.REGTYPE)
+    member.linkname = "/etc/passwd"
+    with tarfile.open(archive, "a") as file:
+        file.addfile(member)
+    assert "cannot be unpacked (" in error_of(archive) and not (folder.parent / "evil.png").exists()
 
 
-def test_malicious_cache_is_not_run(tmp_path, monkeypatch):
-    photos = write_images(tmp_path / "photos", ["cat", "dog"])
-    load_folder(photos)
-    monkeypatch.chdir(tmp_path)
-    torch.save({"mark": Evil(), "found": {}}, tmp_path / "photos.cache.pt")
-    assert load_folder(photos).classes == ("cat", "dog")
-    assert not (tmp_path / "hacked").exists()
+def test_zip_with_a_name_outside_leaves_nothing_there(folder):
+    archive = pack(folder, "zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("../evil.png", b"x")
+    assert len(load_folder(archive).train_labels) == 30 and not (folder.parent / "evil.png").exists()
+
+
+def test_name_that_occurs_twice_in_an_archive(folder):
+    """The last one counts, as everywhere; no image is left undefined."""
+    archive = pack(folder, "tar")
+    picture(5).save(folder / "train/class0/0.png")
+    with tarfile.open(archive, "a") as file:
+        file.add(folder / "train/class0/0.png", "./train/class0/0.png")
+    assert same(load_folder(archive), load_folder(folder))
+
+
+def test_cifar10s_own_archive_as_data(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"), io.BytesIO())
+    assert "is CIFAR-10's own archive: put it into data/" in error_of(archive)
+
+
+@pytest.mark.skipif("TEST_CIFAR10" not in os.environ, reason="TEST_CIFAR10 names no folder or archive of CIFAR-10")
+def test_real_cifar10():
+    data = load_folder(Path(os.environ["TEST_CIFAR10"]))
+    assert data.is_cifar10 and data.classes == tuple(CIFAR10_CLASSES)

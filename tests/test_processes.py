@@ -88,15 +88,12 @@ def test_each_test_image_counts_once(two):
 
 
 def test_two_processes_learn_what_one_learns(two, tmp_path):
-    alone = launch(tmp_path, sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    launch(tmp_path, sys.executable)
     accuracies = [
         json.loads((folder / "session9/run.json").read_text())["test_accuracy"] for folder in (two[0], tmp_path)
     ]
     print(accuracies)
     assert min(accuracies) > 60 and abs(accuracies[0] - accuracies[1]) < 20, accuracies
-    # accelerate was told to start two processes, which it can only do with MPI.
-    wanted = "accelerate launch started one process: for several on CPUs use `torchrun --nproc-per-node 2 main.py …`."
-    assert alone.stdout.splitlines()[0] == wanted and wanted not in two[1].stdout
 
 
 DIES = """

@@ -23,7 +23,7 @@ from utils.runs.run import SMOKE_SEARCH_STEPS, Run
 from utils.schedule import find_lr, one_cycle
 from utils.sessions import SESSIONS
 from utils.system import device
-from utils.system.device import PRECISIONS, make_accelerator, precision_of
+from utils.system.device import make_accelerator, precision_of
 from utils.system.files import load_tensors, save_tensors
 from utils.system.settings import run_folder
 
@@ -32,10 +32,7 @@ RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 
 
 def train(folder, random_state=0, precision="float32"):
-    """Four epochs on a few digits; a checkpoint in ``folder`` is resumed.
-
-    The precision is given, because another process may find another one faster.
-    """
+    """Four epochs on a few digits; a checkpoint in ``folder`` is resumed."""
     run = small_run(folder, replace(RECIPE, precision=precision), load_data())
     torch.manual_seed(random_state)
     return run.model, run.fit(0.01)
@@ -144,7 +141,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     here = precision_of(make_accelerator())
     other = "float32" if here == "bfloat16" else "bfloat16"
     with monkeypatch.context() as patch:
-        patch.setattr(device, "fastest_precision", lambda cpu: PRECISIONS[other])
+        patch.setattr(device, "fast_precision", lambda device: other)
         whole, _ = train(tmp_path / "whole", precision="auto")
         interrupt_epoch(3, patch)
         with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import torch_lr_finder.lr_finder
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
+from tests.terminal import FIND_LR, exit_message, stop_in_the_second_epoch
 from utils.recipes import SESSION8, SESSION9
 from utils.schedule import find_divergence, find_lr, find_plateau, one_cycle
 from utils.system.device import make_accelerator
@@ -178,7 +178,7 @@ def test_session_8_ends_where_it_began():
 
 
 def test_damaged_result_of_the_lr_finder(folder, monkeypatch):
-    stop_in_the_second_epoch(monkeypatch, "--max-lr", "find")
+    stop_in_the_second_epoch(monkeypatch, FIND_LR)
     (folder / "lr_finder.json").write_text('{"lrs": [')
-    told = exit_message(*TWO_EPOCHS, "--max-lr", "find")
+    told = exit_message(*FIND_LR)
     assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in told

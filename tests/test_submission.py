@@ -2,16 +2,18 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
 from tools import publish
-from utils.runs.submission import repository, write_submission
+from utils.runs import submission
 from utils.sessions import SESSIONS
 
 FACTS = {
     "session": 9,
     "data": "CIFAR-10",
+    "is_cifar10": True,
     "smoke": False,
     "epochs": 24,
     "parameters": 26064,
@@ -28,7 +30,9 @@ def run(tmp_path):
 
     def write(**changes):
         (tmp_path / "run.json").write_text(json.dumps(FACTS | changes))
-        text = write_submission(tmp_path, SESSIONS[(FACTS | changes)["session"]].points, "https://github.com/me/mine")
+        text = submission.write_submission(
+            tmp_path, SESSIONS[(FACTS | changes)["session"]].answers, "https://github.com/me/mine"
+        )
         assert (tmp_path / "submission.md").read_text("utf-8") == text
         return text
 
@@ -61,12 +65,13 @@ def test_learning_rates_are_those_of_the_run(run):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"data": "digits"}, "it was trained on digits, not on CIFAR-10"),
+        ({"data": "digits", "is_cifar10": False}, "it was trained on digits, not on CIFAR-10"),
+        ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "it was trained on CIFAR-10-C"),
         ({"smoke": True}, "it is a smoke run"),
-        ({"smoke": True, "data": "digits"}, "it is a smoke run and it was trained on digits"),
+        ({"smoke": True, "is_cifar10": False}, "it is a smoke run and it was trained on"),
     ],
 )
-def test_what_is_not_for_handing_in_says_so_first(run, changes, reason):
+def test_first_line_says_why_a_run_should_not_be_handed_in(run, changes, reason):
     first = run(**changes).splitlines()[0]
     assert first.startswith("**Do not hand this in: ") and reason in first
 
@@ -77,5 +82,26 @@ def test_pictures_are_those_that_the_run_makes(run, session):
     assert set(pictures) <= set(publish.files(session)) and len(pictures) == {7: 3, 8: 0, 9: 1}[session]
 
 
-def test_repository_is_the_notebooks():
-    assert repository().startswith("https://github.com/") and repository().count("/") == 4
+@pytest.mark.parametrize(
+    "remote, address",
+    [
+        ("https://github.com/me/mine.git", "https://github.com/me/mine"),
+        ("https://me:secret@github.com/me/mine", "https://github.com/me/mine"),
+        ("git@github.com:me/mine.git", "git@github.com:me/mine"),
+        (None, ""),
+    ],
+)
+def test_repository_is_the_remote_origin_without_credentials(monkeypatch, tmp_path, remote, address):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if remote:
+        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
+    monkeypatch.setattr(submission, "ROOT", tmp_path)
+    assert submission.repository() == address
+    monkeypatch.setenv("PATH", "")  # no git
+    assert submission.repository() == ""
+
+
+def test_missing_address_of_the_repository_is_pointed_out(run, tmp_path):
+    run()
+    text = submission.write_submission(tmp_path, SESSIONS[9].answers, "")
+    assert text.startswith("**Add the address of your repository: ")

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import nbformat
 
-from utils.data import is_cifar10
 from utils.sessions import SESSIONS
 from utils.system.errors import FileError
 from utils.system.files import replace_file, write_text
 from utils.system.settings import runs_folder
 
 FILES = ("run.json", "history.csv", "training_log.txt")
-OWN = {7: (), 8: (), 9: ("weights.pt",)}  # small, and the default of `main.py classify`
-PUBLIC = {  # the best public solution as assigned
+WEIGHTS = {7: (), 8: (), 9: ("weights.pt",)}  # session 9's are small, and the default of `main.py classify`
+BEST_PUBLIC = {  # the best public solution as assigned
     7: "[92.00%](https://github.com/partha-goswami/EVA8/blob/f5ee357385/Session7/README.md)",
     8: "[92.10%](https://github.com/ajinkyakhadilkar/EVA-8/blob/39f6322e91/Assignment8/README.md)",
     9: "[62.25%](https://github.com/abhyuditjain/eva-8/blob/adf545ae77/session9/README.md)",
@@ -36,7 +35,7 @@ class NotPublishable(Exception):
 
 def files(session: int) -> tuple[str, ...]:
     """The files of a run of ``session`` that are published, besides its notebook."""
-    return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *OWN[session])
+    return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *WEIGHTS[session])
 
 
 def publish(session: int, root: Path = Path()) -> None:
@@ -66,7 +65,7 @@ def check(run: Path, session: int, notebook: Path) -> None:
     facts = json.loads((run / "run.json").read_text("utf-8"))
     if facts["smoke"]:
         raise NotPublishable(f"{run} is a smoke run: run `make {recipe.name}` without EVA8_SMOKE first")
-    if not is_cifar10(facts["data"]):
+    if not facts["is_cifar10"]:
         raise NotPublishable(
             f"{run} was trained on {facts['data']}, not on CIFAR-10: run `make {recipe.name}` with DATA=cifar10 first"
         )
@@ -98,7 +97,7 @@ def results_table(static: Path) -> str:
         cells = (
             f"{facts['session']}: {SESSIONS[facts['session']].recipe.title}",
             f"**{facts['test_accuracy']:.2f}%**{apart}",
-            PUBLIC[facts["session"]],
+            BEST_PUBLIC[facts["session"]],
             f"{facts['train_accuracy']:.2f}%",
             1,
             f"{facts['seconds_per_epoch']:.0f}",

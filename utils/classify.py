@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import nn
 
 from utils.sessions import SESSIONS
-from utils.sources.image_folder import NO_IMAGE, as_tensor, to_rgb
+from utils.sources.image_folder import UNREADABLE, as_tensor, read_rgb
 from utils.system.errors import DataError, FileError
 from utils.system.files import load_tensors
 from utils.transforms import Normalize
@@ -33,9 +33,10 @@ class Classifier:
             DataError: the file is not an image.
         """
         try:
-            with Image.open(image) as file:
-                picture = to_rgb(ImageOps.exif_transpose(file))
-        except NO_IMAGE as error:
+            picture = read_rgb(image)
+        except FileNotFoundError as error:
+            raise DataError(f"{image} does not exist.") from error
+        except UNREADABLE as error:
             raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
         probabilities = self.model(self.normalize(pixels))[0].softmax(dim=0)  # (C,)

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from utils.recipes import Recipe
-from utils.sources.image_folder import as_tensor, read_images
 from utils.system.errors import DataError
 from utils.system.settings import data_root, data_source, smoke
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
@@ -29,7 +28,8 @@ class ImageData:
     """Training and test images of one data set, as bytes.
 
     Shapes: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``. ``mean`` and ``std`` are per
-    channel, on the scale 0 to 1. ``name`` appears in all logs, pictures and pages.
+    channel, on the scale 0 to 1. ``name`` appears in all logs, pictures and pages. Only runs on CIFAR-10 itself
+    (``is_cifar10``) are published or handed in.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ImageData:
     test_labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    is_cifar10: bool = False
 
     @property
     def normalize(self) -> Normalize:
@@ -50,11 +51,6 @@ class ImageData:
             f"{self.name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images "
             f"of {len(self.classes)} classes ({', '.join(self.classes)})"
         )
-
-
-def is_cifar10(name: str) -> bool:
-    """Whether ``name`` is CIFAR-10 or a copy of it: only such runs are published or handed in."""
-    return name.startswith("CIFAR-10")
 
 
 def load_data(source: str | Path | None = None) -> ImageData:
@@ -93,6 +89,7 @@ def load_cifar10() -> ImageData:
     from torchvision.datasets import CIFAR10  # here, because its import takes a second
 
     from utils.sources.cifar10 import MIRRORS, fetch_cifar10
+    from utils.sources.image_folder import as_tensor
 
     root = data_root()
     try:
@@ -101,46 +98,31 @@ def load_cifar10() -> ImageData:
         raise DataError(
             f"CIFAR-10 is not available: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
             f"into {root}/; (2) set DATA to a folder of images, train/<class>/*.png and test/<class>/*.png, "
-            "or to a .tar, .tar.gz, .tar.xz or .zip of one; (3) set DATA=digits to train on handwritten digits."
+            "or to an archive of one; (3) set DATA=digits to train on handwritten digits."
         ) from error
     if found != root:
         return load_folder(found)
     train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
-    return ImageData(
-        "CIFAR-10",
-        tuple(train.classes),
-        as_tensor(train.data),
-        torch.tensor(train.targets),
-        as_tensor(test.data),
-        torch.tensor(test.targets),
-        CIFAR10_MEAN,
-        CIFAR10_STD,
-    )
+    images = as_tensor(train.data), torch.tensor(train.targets), as_tensor(test.data), torch.tensor(test.targets)
+    return ImageData("CIFAR-10", tuple(train.classes), *images, CIFAR10_MEAN, CIFAR10_STD, is_cifar10=True)
 
 
 def load_folder(path: Path) -> ImageData:
     """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
 
-    The data set is named "CIFAR-10" only if its images and labels are exactly those of CIFAR-10. With the
-    same classes and counts but other pixels, it is named a copy.
+    The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else after the folder.
     """
+    from utils.sources.image_folder import read_images
+
     found = read_images(path)
-    train_labels, test_labels = found.train_labels, found.test_labels
-    counts = [torch.bincount(labels).tolist() for labels in (train_labels, test_labels)]
+    images = found.train_images, found.train_labels, found.test_images, found.test_labels
     if found.is_cifar10:
-        name, mean, std = "CIFAR-10", CIFAR10_MEAN, CIFAR10_STD
-    elif found.classes == CIFAR10_CLASSES and counts == [[5000] * 10, [1000] * 10]:
-        kind = "JPEG" if found.kind == "JPEG" else "altered"
-        name, mean, std = f"CIFAR-10 ({kind} copy)", CIFAR10_MEAN, CIFAR10_STD
-    else:
-        name = f"{path.resolve().name} (folder of images)"
-        mean, std = channel_statistics(found.train_images)
-        if max(std) < FLAT:
-            raise DataError(f"{path}: all training images have a single color: give images that differ.")
-        std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
-    return ImageData(
-        name, tuple(found.classes), found.train_images, train_labels, found.test_images, test_labels, mean, std
-    )
+        return ImageData("CIFAR-10", tuple(found.classes), *images, CIFAR10_MEAN, CIFAR10_STD, is_cifar10=True)
+    mean, std = channel_statistics(found.train_images)
+    if max(std) < FLAT:
+        raise DataError(f"{path}: all training images have a single color: give images that differ.")
+    std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
+    return ImageData(f"{path.resolve().name} (folder of images)", tuple(found.classes), *images, mean, std)
 
 
 def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:

@@ -1,6 +1,7 @@
 """Looking into a network: its table of layers, Grad-CAM, the singular values of its signal, attention maps."""
 
 import copy
+from pathlib import Path
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -10,6 +11,7 @@ from torchinfo.enums import Units
 
 from models.model9 import TransformerModel
 
+STUCK_WEIGHTS = Path(__file__).parents[1] / "static/session9/pytorch_init.pt"  # trained from PyTorch's initialization
 COLUMNS = ("kernel_size", "output_size", "num_params", "mult_adds")
 SMALLEST_MAP = 5  # in pixels; a coarser map says little, and the assignment does not allow it
 
@@ -85,7 +87,19 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     stages = [model.features(images)]  # (N, 48)
     for block in model.ultimus_blocks:
         stages.append(block(stages[-1]))
-    return torch.stack([torch.linalg.svdvals(stage - stage.mean(dim=0)) for stage in stages]).cpu()
+    # on the CPU, because older versions of PyTorch cannot do it on MPS
+    return torch.stack([torch.linalg.svdvals((stage - stage.mean(dim=0)).cpu()) for stage in stages])
+
+
+def initial_networks() -> dict[str, TransformerModel]:
+    """ULTIMUS from PyTorch's initialization, untrained and trained, and from ours, untrained."""
+    stuck = TransformerModel(init="pytorch")
+    stuck.load_state_dict(torch.load(STUCK_WEIGHTS, weights_only=True)["model"])
+    return {
+        "PyTorch's initialization": TransformerModel(init="pytorch"),
+        "the same, trained on CIFAR-10": stuck,
+        "our initialization": TransformerModel(),
+    }
 
 
 @torch.inference_mode()

@@ -1,4 +1,7 @@
-"""One function per picture: each takes tensors or lists and returns a matplotlib Figure."""
+"""One function per picture: each takes a run (``utils/runs/run.py``) and returns a matplotlib Figure.
+
+It shows the run's data, history, LR search, predictions and network, and is saved under the function's name.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from utils.training import History
+from utils import explain
 
 TRAIN, TEST = "tab:blue", "tab:orange"
 
@@ -34,10 +37,12 @@ def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
     return fig
 
 
-def sample_images(images: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """The first 20 images of a batch as the network sees them, but denormalized: ``(B, 3, H, W)``, 0 to 1."""
-    titles = [classes[label] for label in labels[:20].tolist()]
-    return gallery(images[:20], titles, f"Training images after augmentation · {data_name}")
+def sample_training_images(run) -> Figure:
+    """20 augmented training images as the network sees them, but denormalized."""
+    images, labels = run.sample
+    titles = [run.data.classes[label] for label in labels[:20].tolist()]
+    images = run.data.normalize.inverse(images[:20])
+    return gallery(images, titles, f"Training images after augmentation · {run.data.name}")
 
 
 def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
@@ -46,49 +51,53 @@ def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     return wrong[torch.linspace(0, len(wrong) - 1, min(count, len(wrong))).long()]
 
 
-def misclassified_images(
-    images: Tensor, logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str, count: int = 20
-) -> Figure:
-    """Up to ``count`` misclassified images: images ``(N, 3, H, W)``, 0 to 1, logits ``(N, C)``, labels ``(N,)``."""
-    some, predicted = misclassified(logits, labels, count), logits.argmax(dim=1)
-    titles = [
-        f"{classes[answer]}\n(true: {classes[truth]})"
-        for answer, truth in zip(predicted[some].tolist(), labels[some].tolist())
-    ]
-    wrong = int((predicted != labels).sum())
-    title = f"{len(some)} of {wrong:,} misclassified of {len(labels):,} test images · {data_name}"
-    return gallery(images.cpu()[some], titles, title)
+def misclassified_images(run) -> Figure:
+    """Up to ``run.session.misclassified`` misclassified test images."""
+    logits, labels = run.predictions
+    chosen = misclassified(logits, labels, run.session.misclassified)
+    wrong = int((logits.argmax(dim=1) != labels).sum())
+    title = f"{len(chosen)} of {wrong:,} misclassified of {len(labels):,} test images · {run.data.name}"
+    return gallery(run.data.test_images[chosen] / 255, predicted_and_true(run, chosen), title)
 
 
-def grad_cam(
-    images: Tensor, heats: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str
-) -> Figure:
-    """Each image, with Grad-CAM's heat map for the predicted class and for the true class.
+def predicted_and_true(run, indices: Tensor) -> list[str]:
+    """Titles for some test images: the predicted and the true class."""
+    logits, labels = (values[indices] for values in run.predictions)
+    names = run.data.classes
+    pairs = zip(logits.argmax(dim=1).tolist(), labels.tolist())
+    return [f"{names[predicted]}\n(true: {names[true]})" for predicted, true in pairs]
 
-    Images ``(N, 3, H, W)``, 0 to 1, two heat maps ``(N, H, W)`` of ``utils.explain.grad_cam``, logits
-    ``(N, C)``, labels ``(N,)``. Two images per row.
-    """
+
+def grad_cam(run) -> Figure:
+    """Ten misclassified images, each with Grad-CAM's heat maps for the predicted and for the true class, two per row."""
     from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does not need it
 
-    rows = max(1, -(-len(images) // 2))
-    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), f"Grad-CAM for the predicted and the true class · {data_name}")
+    ten = misclassified(*run.predictions, count=10)
+    logits, labels = (values[ten].cpu() for values in run.predictions)
+    classes = {"predicted": logits.argmax(dim=1), "true": labels}
+    heats = {
+        role: explain.grad_cam(run.model, "layer3", run.normalized(ten), indices) for role, indices in classes.items()
+    }
+    rows, title = max(1, -(-len(ten) // 2)), f"Grad-CAM for the predicted and the true class · {run.data.name}"
+    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), title)
     for ax in axes:
         ax.axis("off")
     probabilities = logits.softmax(dim=1)
-    for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
+    for i, image in enumerate((run.data.test_images[ten] / 255).permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
         plain, *overlaid = axes[3 * i : 3 * i + 3]
         plain.imshow(image)
-        indices = int(logits[i].argmax()), int(labels[i])
-        for ax, heat, index, role in zip(overlaid, heats, indices, ("predicted", "true")):
-            ax.imshow(show_cam_on_image(image, heat[i].numpy(), use_rgb=True))
-            ax.set_title(f"{role}: {classes[index]}\n{100 * probabilities[i, index]:.1f}%", fontsize=9)
+        for ax, (role, indices) in zip(overlaid, classes.items()):
+            index = int(indices[i])
+            ax.imshow(show_cam_on_image(image, heats[role][i].numpy(), use_rgb=True))
+            ax.set_title(f"{role}: {run.data.classes[index]}\n{100 * probabilities[i, index]:.1f}%", fontsize=9)
     return fig
 
 
-def loss_and_accuracy(history: History, data_name: str) -> Figure:
+def loss_and_accuracy_graphs(run) -> Figure:
     """Training and test loss and accuracy per epoch."""
+    history = run.history
     epochs = range(1, len(history.lr) + 1)
-    fig, (left, right) = figure(1, 2, (11, 4), f"Loss and accuracy · {data_name}")
+    fig, (left, right) = figure(1, 2, (11, 4), f"Loss and accuracy · {run.data.name}")
     for ax, train, test, name in (
         (left, history.train_loss, history.test_loss, "mean cross-entropy"),
         (right, history.train_accuracy, history.test_accuracy, "accuracy in %"),
@@ -114,61 +123,53 @@ def accuracy_curves(curves: Mapping[str, Sequence[float]], data_name: str) -> Fi
     return fig
 
 
-def lr_finder(
-    lrs: Sequence[float],
-    losses: Sequence[float],
-    divergence_lr: float,
-    diverges: bool,
-    suggestion: float,
-    data_name: str,
-) -> Figure:
-    """The loss of the range test, the learning rate where it rises again or stops falling, and the suggested max LR.
-
-    See ``utils.schedule.LRSearch``.
-    """
-    fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {data_name}")
-    ax.plot(lrs, losses, color=TRAIN)
-    suggested = f"suggested max LR: {suggestion:.4f}"
-    if diverges:
-        label = f"rises again at {divergence_lr:.4f}"
-        share = "a third" if math.isclose(divergence_lr, 3 * suggestion) else f"1/{divergence_lr / suggestion:.0f}"
-        suggested += f", {share} of it"
+def lr_finder_plot(run) -> Figure:
+    """The loss of the range test, the learning rate where it rises again or stops falling, and the suggested max LR."""
+    search = run.search
+    fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {run.data.name}")
+    ax.plot(search.lrs, search.losses, color=TRAIN)
+    suggested = f"suggested max LR: {search.suggestion:.4f}"
+    if search.diverges:
+        label = f"rises again at {search.divergence_lr:.4f}"
+        share = search.divergence_lr / search.suggestion
+        suggested += f", {'a third' if math.isclose(share, 3) else f'1/{share:.0f}'} of it"
     else:
-        label = f"stops falling at {divergence_lr:.4f}; the search ended at {lrs[-1]:.4f}"
-    ax.axvline(divergence_lr, color="gray", linestyle=":", label=label)
-    ax.axvline(suggestion, color=TEST, label=suggested)
+        label = f"stops falling at {search.divergence_lr:.4f}; the search ended at {search.lrs[-1]:.4f}"
+    ax.axvline(search.divergence_lr, color="gray", linestyle=":", label=label)
+    ax.axvline(search.suggestion, color=TEST, label=suggested)
     # The losses after divergence would flatten the interesting part.
-    ax.set_ylim(min(losses) - 0.1, losses[0] + (losses[0] - min(losses)) / 2 + 0.1)
+    start, lowest = search.losses[0], min(search.losses)
+    ax.set_ylim(lowest - 0.1, start + (start - lowest) / 2 + 0.1)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
     ax.grid(alpha=0.3)
     ax.legend()
     return fig
 
 
-def lr_history(history: History, data_name: str) -> Figure:
+def lr_history_plot(run) -> Figure:
     """The learning rate of each step."""
-    fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate of each step · {data_name}")
-    ax.plot(history.step_lr, color=TRAIN)
-    top = max(range(len(history.step_lr)), key=history.step_lr.__getitem__)
-    ax.plot(
-        top, history.step_lr[top], "o", color=TEST, label=f"maximum: {history.step_lr[top]:.4f} at step {top + 1:,}"
-    )
-    ax.set(xlabel=f"step ({len(history.step_lr):,} in {len(history.lr)} epochs)", ylabel="learning rate")
+    lrs = run.history.step_lr
+    top = lrs.index(max(lrs))
+    fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate of each step · {run.data.name}")
+    ax.plot(lrs, color=TRAIN)
+    ax.plot(top, lrs[top], "o", color=TEST, label=f"maximum: {lrs[top]:.4f} at step {top + 1:,}")
+    ax.set(xlabel=f"step ({len(lrs):,} in {len(run.history.lr)} epochs)", ylabel="learning rate")
     ax.grid(alpha=0.3)
     ax.legend()
     return fig
 
 
-def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """Confusion matrix of the test images: logits ``(N, C)``, labels ``(N,)``."""
+def confusion_matrix(run) -> Figure:
+    """How many test images of each class (rows) are predicted as each class (columns)."""
     from sklearn.metrics import ConfusionMatrixDisplay  # here, because its import takes a second
 
-    fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data_name}")
+    logits, labels = run.predictions
+    fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {run.data.name}")
     ConfusionMatrixDisplay.from_predictions(
         labels.cpu().numpy(),
         logits.argmax(dim=1).cpu().numpy(),
-        labels=range(len(classes)),
-        display_labels=classes,
+        labels=range(len(run.data.classes)),
+        display_labels=run.data.classes,
         cmap="Blues",
         colorbar=False,
         xticks_rotation=45,
@@ -177,26 +178,30 @@ def confusion_matrix(logits: Tensor, labels: Tensor, classes: Sequence[str], dat
     return fig
 
 
-def accuracy_by_class(logits: Tensor, labels: Tensor, classes: Sequence[str], data_name: str) -> Figure:
-    """Test accuracy of each class in percent: logits ``(N, C)``, labels ``(N,)``."""
-    labels, hits = labels.cpu(), (logits.argmax(dim=1) == labels).cpu()
-    accuracies = [100 * hits[labels == index].float().mean().item() for index in range(len(classes))]
-    fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {data_name}")
-    ax.bar_label(ax.barh(classes, accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
+def accuracy_by_class(run) -> Figure:
+    """Test accuracy of each class in percent."""
+    logits, labels = (values.cpu() for values in run.predictions)
+    hits, names = logits.argmax(dim=1) == labels, run.data.classes
+    accuracies = [100 * hits[labels == index].float().mean().item() for index in range(len(names))]
+    fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {run.data.name}")
+    ax.bar_label(ax.barh(names, accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
     ax.set(xlabel="test accuracy in %", xlim=(0, 112), xticks=range(0, 101, 20))
     ax.invert_yaxis()
     return fig
 
 
-def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
-    """Singular values of the signal after each stage, one panel per network: ``{title: (5, 48)}``.
+def signal_rank(run) -> Figure:
+    """Singular values of the signal after each stage of ULTIMUS, one panel per network, see ``explain.signal_spectra``.
 
-    See ``utils.explain.signal_spectra``. After a block, only the eight largest can be nonzero.
+    After a block, only the eight largest can be nonzero.
     """
+    images = run.normalized(torch.arange(0, len(run.data.test_labels), max(1, len(run.data.test_labels) // 500)))
+    networks = explain.initial_networks() | {"the same, trained": run.model}
     stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")
-    fig, axes = figure(1, len(spectra), (3.6 * len(spectra), 4), f"How much of the signal survives · {data_name}")
-    for ax, (title, values) in zip(axes, spectra.items()):
-        for stage, row, color in zip(stages, values[:, :8], plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())):
+    fig, axes = figure(1, len(networks), (14.4, 4), f"How much of the signal survives · {run.data.name}")
+    for ax, (title, network) in zip(axes, networks.items()):
+        spectra = explain.signal_spectra(network.to(images.device), images)  # (5, 48)
+        for stage, row, color in zip(stages, spectra[:, :8], plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())):
             ax.semilogy(range(1, 9), row.clamp(min=1e-6), color=color, marker=".", label=stage)
         ax.set(title=title, xlabel="direction", xticks=range(1, 9), ylim=(1e-6, 1e3))
         ax.grid(alpha=0.3)
@@ -205,13 +210,15 @@ def signal_rank(spectra: dict[str, Tensor], data_name: str) -> Figure:
     return fig
 
 
-def attention_maps(maps: Tensor, images: Tensor, titles: Sequence[str], data_name: str) -> Figure:
-    """One row per image: the image ``(N, 3, H, W)``, 0 to 1, and its four AM ``(N, 4, 8, 8)`` with a common color scale."""
-    fig, axes = figure(len(images), 5, (9, 0.5 + 1.8 * len(images)), f"Attention matrix AM of each block · {data_name}")
+def attention_maps(run) -> Figure:
+    """Six test images, each with the attention matrices AM of the four ULTIMUS blocks, in a common color scale."""
+    six = torch.arange(6) * (len(run.data.test_labels) // 6)
+    maps = explain.attention_maps(run.model, run.normalized(six))  # (6, 4, 8, 8)
+    fig, axes = figure(6, 5, (9, 11.3), f"Attention matrix AM of each block · {run.data.name}")
     shades = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))  # uniform attention is 0.04: dark, but not black
-    for i, (image, title) in enumerate(zip(images.cpu(), titles)):
+    for i, (image, title) in enumerate(zip(run.data.test_images[six], predicted_and_true(run, six))):
         first, *others = axes[5 * i : 5 * i + 5]
-        first.imshow(image.permute(1, 2, 0).numpy())
+        first.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
         first.set_title(title, fontsize=9)
         first.axis("off")
         for block, ax in enumerate(others):

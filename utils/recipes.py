@@ -22,7 +22,7 @@ class Recipe:
     seed: int = 0
     # These change the training time, not what is learned:
     compile: bool = field(default=False, repr=False)
-    precision: str = field(default="auto", repr=False)  # "float32", "bfloat16", or "auto": the faster one
+    precision: str = field(default="auto", repr=False)  # "float32", "bfloat16", or "auto"
 
     @property
     def name(self) -> str:

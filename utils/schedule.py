@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
 from utils.recipes import Recipe
-from utils.system.device import AUTOCAST_DTYPES, explain_out_of_memory
-from utils.system.errors import TrainingError
+from utils.system.device import AUTOCAST_DTYPES
+from utils.system.errors import TrainingError, explain_out_of_memory
 from utils.system.progress import progress
 
 SEARCH_STEPS = 120  # of the range test: 20 for every factor of ten
@@ -55,14 +55,10 @@ def find_lr(
 ) -> LRSearch:
     """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 
-    The one-cycle policy needs the highest safe learning rate, so the suggestion is a third of the
-    divergence rate: the learning rate at which the smoothed loss, past its minimum, is back at its start
-    (see ``find_divergence``). (The steepest point of the curve, another common rule, scatters: on a loss that
-    hardly falls at first it was anywhere from 3e-5 to 0.06.) Some networks never diverge: BatchNorm makes large
-    steps of the convolutions harmless, and scaled logits those of the last layer. For them, the suggestion is the
-    learning rate at which the loss stops falling (see ``find_plateau``). For batches smaller than 512, a network
-    that diverges gets a lower suggestion (see ``batch_share``). Weights, optimizer, random state and train or eval
-    mode are restored afterwards.
+    The suggestion is a third of the learning rate at which the smoothed loss is back at its start
+    (``find_divergence``), and less for batches smaller than 512 (``batch_share``). A network whose loss never rises
+    again, because BatchNorm makes large steps harmless, gets the learning rate at which it stops falling
+    (``find_plateau``). Weights, optimizer, random state and train or eval mode are restored afterwards.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 

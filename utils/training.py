@@ -14,8 +14,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from utils.recipes import Recipe
-from utils.system.device import explain_out_of_memory
-from utils.system.errors import TrainingError
+from utils.system.errors import TrainingError, explain_out_of_memory
 from utils.system.progress import progress
 
 

@@ -61,9 +61,9 @@ class RandomHorizontalFlip:
 class CutOut:
     """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``. Its center is a random pixel.
 
-    As in the paper, part of the square may lie outside the image, so some images stay nearly intact. A
-    square of 16 that always lies inside a 32×32 image would hide its center seven times in eight instead
-    of one time in four. The square has the mean color of the data set, so it is close to 0 after Normalize.
+    As in the paper, part of the square may lie outside the image: with a square of 16, the center of a 32×32 image is
+    hidden one time in four, not seven times in eight. The square has the mean color of the data set, so it is close
+    to 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """
@@ -85,16 +85,24 @@ class CutOut:
         return torch.where(square, fill.round().to(images.dtype)[:, None, None], images)
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels-last, which is faster, but not on MPS: BatchNorm's backward pass is wrong there in PyTorch up to 2026.
+
+    See https://github.com/pytorch/pytorch/issues/134580 and 175189.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel, channels-last in memory."""
+    """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel, in the device's memory format."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
         mean, std = self.tensors(images.device)
-        images = images.to(torch.float32, memory_format=torch.channels_last)
+        images = images.to(torch.float32, memory_format=memory_format(images.device))
         return (images - 255 * mean) / (255 * std)
 
     def inverse(self, images: Tensor) -> Tensor:

@@ -115,18 +115,3 @@ def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) ->
         "std": data.std,
     }
     save_tensors(path, content)
-
-
-def load_weights(path: str | Path, model: nn.Module) -> None:
-    """Load the weights of a ``weights.pt`` or a checkpoint into ``model``, on whatever device it is.
-
-    Raises:
-        FileError: the file cannot be read, or contains the weights of another network.
-    """
-    content = load_tensors(path)
-    try:
-        model.load_state_dict(content["model"])
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise FileError(
-            f"{path} contains no weights of {type(model).__name__}: give the weights of a run of that network."
-        ) from error

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from utils import plots
 from utils.data import ImageData, make_loaders
+from utils.recipes import Recipe
 from utils.runs.checkpoint import MEASURES, restore_checkpoint, save_checkpoint, save_weights, write_history
 from utils.runs.folder import is_unfinished, open_folder
 from utils.runs.submission import repository, summary, write_submission
 from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
-from utils.system.device import compile_where_it_pays, describe, make_accelerator, precision_of, time_hint
+from utils.system.cpu import compile_where_it_pays
+from utils.system.device import hardware_of, make_accelerator, precision_of
 from utils.system.errors import FileError, TrainingError
 from utils.system.files import load_tensors, write_text
 from utils.system.settings import run_folder, smoke
@@ -58,7 +61,6 @@ class Run:
         name: str | None = None,
         cpu: bool = False,
         tensorboard: bool = False,
-        must_resume: bool = False,
         epochs: int | None = None,
         **changes,
     ) -> "Run":
@@ -68,28 +70,24 @@ class Run:
             max_lr: the maximum learning rate; None if the LR finder will choose it.
             name: name of the run's folder; default: the session's name.
             tensorboard: also log to TensorBoard.
-            must_resume: raise an error if there is no unfinished run to resume.
             epochs: default: the recipe's, and 2 in smoke mode.
             **changes: other fields of the recipe, for example ``seed=1``.
 
         Raises:
-            TrainingError: there is no unfinished run, but ``must_resume``.
+            TrainingError: a setting is out of its range.
             FileError: the folder is in use or not writable, or its checkpoint is damaged.
         """
         recipe = session.recipe.for_images(len(data.train_labels))
-        recipe = recipe.for_epochs(epochs or (SMOKE_EPOCHS if smoke() else recipe.epochs))
-        recipe = replace(recipe, **changes).for_processes(PartialState(cpu=cpu).num_processes)
+        default = SMOKE_EPOCHS if smoke() else recipe.epochs
+        recipe = replace(recipe.for_epochs(default if epochs is None else epochs), **changes)
+        check_settings(recipe, max_lr)
+        recipe = recipe.for_processes(PartialState(cpu=cpu).num_processes)
         folder = run_folder(name or recipe.name)
         plan = {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
-        resumes = is_unfinished(folder, plan)
-        if must_resume and not resumes:
-            raise TrainingError(
-                f"{folder}/ contains no unfinished run with these options: "
-                "give the options that it was started with, or start one without --resume."
-            )
         checkpoint = folder / "checkpoint.pt"
         # A resumed run keeps its precision, so that both parts are comparable.
-        saved = load_tensors(checkpoint).get("precision") if resumes and checkpoint.exists() else None
+        resumes = is_unfinished(folder, plan) and checkpoint.exists()
+        saved = load_tensors(checkpoint).get("precision") if resumes else None
         accelerator = make_accelerator(cpu, folder if tensorboard else None, saved or recipe.precision)
         if accelerator.is_main_process:
             open_folder(folder, plan)
@@ -99,9 +97,7 @@ class Run:
         return cls(replace(session, recipe=recipe), data, accelerator, folder, loaders)
 
     def __str__(self) -> str:
-        """The device, a hint for those without a GPU, and the data."""
-        hint = time_hint(self.accelerator, self.session.recipe.name)
-        return "\n".join(filter(None, [describe(self.accelerator), hint, str(self.data)]))
+        return f"{hardware_of(self.accelerator)}\n{self.data}"
 
     def build(self) -> nn.Module:
         """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation."""
@@ -131,7 +127,7 @@ class Run:
         self.max_lr = max_lr
         recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
         accelerator.print(
-            f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {describe(accelerator)}",
+            f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {hardware_of(accelerator)}",
             flush=True,
         )
         scheduler = one_cycle(self.optimizer, max_lr, recipe, batches=len(self.loaders[0]))
@@ -165,10 +161,15 @@ class Run:
         """One batch of augmented training images ``(B, 3, 32, 32)`` and their labels ``(B,)``."""
         return next(iter(self.loaders[0]))
 
+    def normalized(self, indices: Tensor) -> Tensor:
+        """Some test images by their indices, as the network sees them: ``(N, 3, 32, 32)``, on its device."""
+        images = self.data.test_images[indices].to(self.accelerator.device)
+        return self.data.normalize(images)
+
     def show(self, *names: str) -> None:
-        """Draw pictures of the session, save each as ``<name>.png`` and, in a notebook, display it."""
+        """Draw pictures, functions of ``utils.plots``; save each as ``<name>.png`` and, in a notebook, display it."""
         for name in names:
-            figure = self.session.pictures[name](self)
+            figure = getattr(plots, name)(self)
             figure.savefig(self.folder / f"{name}.png")
             if self.accelerator.trackers:
                 self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, len(self.history.lr))
@@ -188,6 +189,7 @@ class Run:
         facts = {
             "session": recipe.session,
             "data": data.name,
+            "is_cifar10": data.is_cifar10,
             "train_images": len(data.train_labels),
             "test_images": len(data.test_labels),
             "smoke": smoke(),
@@ -206,7 +208,7 @@ class Run:
             facts["flip_averaged"] = round(accuracy, 2)
         facts |= {
             "seconds_per_epoch": round(statistics.median(history.seconds), 2),
-            "hardware": describe(accelerator),
+            "hardware": hardware_of(accelerator),
             "precision": precision_of(accelerator),
             "torch": torch.__version__,
         }
@@ -217,4 +219,16 @@ class Run:
 
     def submission(self) -> str:
         """What the assignment page asks for, in Markdown; also written to ``submission.md``."""
-        return write_submission(self.folder, self.session.points, repository())
+        return write_submission(self.folder, self.session.answers, repository())
+
+
+def check_settings(recipe: Recipe, max_lr: float | None) -> None:
+    """Raise TrainingError if a setting is out of its range."""
+    for name, value, low, high in (
+        ("epochs", recipe.epochs, 1, 10_000),
+        ("batch size", recipe.batch_size, 1, 1_000_000),
+        ("seed", recipe.seed, 0, 2**32 - 1),
+        ("max LR", max_lr, 1e-9, 1e6),
+    ):
+        if value is not None and not low <= value <= high:
+            raise TrainingError(f"{name} is {value}: it must be from {low} to {high}.")

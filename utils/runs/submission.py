@@ -2,24 +2,24 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils.data import is_cifar10
 from utils.system.files import write_text
 
 ROOT = Path(__file__).parents[2]
 
 
-def write_submission(folder: Path, points: Sequence[str], repository: str) -> str:
-    """Write ``submission.md``: the ``points``, in their order, for the finished run in ``folder``.
+def write_submission(folder: Path, answers: Sequence[str], repository: str) -> str:
+    """Write ``submission.md``: the ``answers``, in their order, for the finished run in ``folder``.
 
-    A point is a key of ``TEXTS`` or of ``PICTURES``. If the run should not be handed in, the first line
+    An answer is a key of ``TEXTS`` or of ``PICTURES``. If the run should not be handed in, the first line
     says so. Returns the text, in Markdown.
     """
     facts = json.loads((folder / "run.json").read_text("utf-8"))
     facts |= {"folder": folder, "repository": repository}
-    texts = [TEXTS[point](facts) if point in TEXTS else picture(point) for point in points]
+    texts = [TEXTS[answer](facts) if answer in TEXTS else picture(answer) for answer in answers]
     numbered = [f"{number}. {text}" for number, text in enumerate(texts, start=1)]
     text = "\n\n".join([*warnings(facts), f"# Session {facts['session']}", *numbered]) + "\n"
     write_text(folder / "submission.md", text)
@@ -40,17 +40,23 @@ def summary(facts: dict) -> str:
 
 
 def repository() -> str:
-    """The repository's address in the notebooks' setup cells, which `make colab` writes."""
-    notebook = next(ROOT.glob("session*_assignment.ipynb")).read_text("utf-8")
-    return re.findall(r'REPOSITORY = \\"(.*?)\\"', notebook)[0]
+    """The address of the remote "origin", without credentials; "" if there is none."""
+    try:
+        found = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return ""
+    return re.sub(r"//[^@/]*@", "//", found.stdout.strip()).removesuffix(".git")
 
 
 def warnings(facts: dict) -> list[str]:
-    """Why the run should not be handed in, if so."""
+    """Why the run should not be handed in as it is, if so."""
     reasons = ["it is a smoke run"] if facts["smoke"] else []
-    if not is_cifar10(facts["data"]):
+    if not facts["is_cifar10"]:
         reasons.append(f"it was trained on {facts['data']}, not on CIFAR-10")
-    return [f"**Do not hand this in: {' and '.join(reasons)}.**"] if reasons else []
+    lines = [f"**Do not hand this in: {' and '.join(reasons)}.**"] if reasons else []
+    if not facts["repository"]:
+        lines.append("**Add the address of your repository: this folder has no git remote named origin.**")
+    return lines
 
 
 def link(facts: dict) -> str:

@@ -1,7 +1,9 @@
 """Errors that a user can fix: one line that names the object, the reason and the remedy."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 
@@ -19,6 +21,20 @@ class TrainingError(UserError):
 
 class FileError(UserError):
     """A file or folder of a run cannot be read or written, or belongs to another run."""
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn a GPU's out-of-memory error into a TrainingError that says which batch size to try."""
+    import torch  # here, because the import takes two seconds
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the GPU is out of memory with batches of {batch_size} images: try {max(1, batch_size // 2)} "
+            "(main.py: --batch-size; notebook: batch_size in utils/recipes.py)."
+        ) from error
 
 
 def exit_on_broken_pipe() -> NoReturn:

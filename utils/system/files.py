@@ -1,14 +1,17 @@
-"""Atomic writes, and tensors that are loaded without executing code.
+"""Atomic writes, locks, and tensors that are loaded without executing code.
 
 PyTorch is imported only where it is needed, because the import takes two seconds.
 """
 
+import contextlib
 import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from utils.system.errors import FileError
 
@@ -35,6 +38,25 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` atomically, as UTF-8; raises FileError."""
     replace_file(path, lambda part: part.write_bytes(text.encode()))
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
+    """Hold the file lock ``path``; while another process holds it, say so and wait.
+
+    Where no lock can be made, as in a read-only folder, there is nothing that two processes could both write.
+    """
+    lock = FileLock(path)
+    with contextlib.suppress(OSError, NotImplementedError):  # the latter: a file system without locks
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"Another process is {work}: waiting for it.", flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_tensors(path: Path, content: dict) -> None:
