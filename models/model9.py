@@ -25,9 +25,8 @@ def conv_bn_relu(channels_in: int, channels_out: int) -> list[nn.Module]:
 class UltimusBlock(nn.Module):
     """Attention among the eight features of one image. Images do not attend to each other.
 
-    K, Q and V have eight features per image. Row i of the attention matrix is how feature i of Q
-    distributes its attention over the features of K. V weights those rows, and ``fc_out`` maps their sum
-    back to 48 features.
+    K, Q and V have eight features per image. Row i of the attention matrix is how feature i of Q distributes its
+    attention over the features of K. V weights those rows, and ``fc_out`` maps their sum back to 48 features.
 
     Shapes: X ``(B, 48)`` → ``(B, 48)``. There is no residual connection: what a block drops is gone.
 
@@ -63,8 +62,7 @@ class TransformerModel(nn.Module):
         a: side of the last feature map in pixels. 32 is the assignment's; 8 adds max pooling by 2 after
             each of the first two convolutions. It has the same parameters and takes a third of the time.
         init: ``"ours"`` initializes the blocks with ``near_isometry`` and the first convolution with
-            ``cosine_filters``. For comparison, ``"near_isometry"`` does only the former and
-            ``"pytorch"`` neither.
+            ``cosine_filters``. For comparison, ``"near_isometry"`` does only the former and ``"pytorch"`` neither.
     """
 
     def __init__(self, a: int = 32, init: str = "ours") -> None:
@@ -107,11 +105,10 @@ class TransformerModel(nn.Module):
 def cosine_filters(conv: nn.Module) -> None:
     """Initialize the first convolution with the directions along which 3×3 patches of natural images vary most.
 
-    On CIFAR-10, the eight leading principal components of the patches are, to two digits, products of
-    three cosines: one over the rows, one over the columns and one over the colors (mean, red − blue,
-    red − 2 green + blue). They are the brightness, both color differences, both slopes, the diagonal and
-    both curvatures. Each of them is used with both signs, because ReLU keeps only one half: 16 filters.
-    Random filters would have to learn these directions first.
+    On CIFAR-10, the eight leading principal components of the patches are, to two digits, products of three cosines:
+    one over the rows, one over the columns and one over the colors (mean, red − blue, red − 2 green + blue). They are
+    the brightness, both color differences, both slopes, the diagonal and both curvatures. Each of them is used with
+    both signs, because ReLU keeps only one half: 16 filters. Random filters would have to learn these directions first.
 
     Source: the whitening layer of airbench, https://arxiv.org/abs/2404.00498
     """
@@ -129,15 +126,13 @@ def cosine_filters(conv: nn.Module) -> None:
 def near_isometry(blocks: nn.Sequential) -> None:
     """Initialize the blocks as near-isometries: each one rotates its input but neither flattens nor rescales it.
 
-    Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of softmax(QᵀK)
-    is close to (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and ``fc_out`` can
-    only write one of 48 directions. After four blocks, all images of a batch look the same, and the
-    accuracy stays at 10% for a long time.
+    Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of softmax(QᵀK) is close to
+    (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and ``fc_out`` can only write one of 48
+    directions. After four blocks, all images of a batch look the same, and the accuracy stays at 10% for a long time.
 
-    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For small
-    k, row i of the softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of k. The bias
-    of ``fc_v`` gives v the same signs. The constant parts of the rows cancel, because there are as many
-    + as −, and the rest adds up to
+    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For small k, row i of the
+    softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of k. The bias of ``fc_v`` gives v the same
+    signs. The constant parts of the rows cancel, because there are as many + as −, and the rest adds up to
 
         Z_j = Σ_i v_i AM_ij ≈ (k_j − k̄)/√8.
 

@@ -17,10 +17,9 @@ def sgd(model: nn.Module, weight_decay: float) -> SGD:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Parameter groups for an optimizer: weight decay for the convolutions' weights and for nothing else.
 
-    Every convolution is followed by BatchNorm, so the scale of its weights does not change the network's
-    output. But it changes the effect of a step: the larger the weights, the less a step rotates them.
-    Weights grow during training, and weight decay counteracts this. The scale of all other parameters
-    matters, so they are not decayed.
+    Every convolution is followed by BatchNorm, so the scale of its weights does not change the network's output. But it
+    changes the effect of a step: the larger the weights, the less a step rotates them. Weights grow during training,
+    and weight decay counteracts this. The scale of all other parameters matters, so they are not decayed.
 
     Source: van Laarhoven, https://arxiv.org/abs/1706.05350
     """

@@ -155,10 +155,9 @@ def find_plateau(lrs: list[float], losses: list[float]) -> float:
 def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int) -> OneCycleLR:
     """Linear one-cycle policy over ``recipe.epochs × batches`` steps, to be stepped after every batch.
 
-    From ``max_lr / recipe.start_div`` up to ``max_lr``, which the last batch of epoch ``recipe.top_epoch``
-    uses, then down to ``max_lr / recipe.end_div``. The cycle has one point more than there are steps, so
-    that the step after the last batch lands on its end and not, as is often seen, on a negative learning
-    rate beyond it.
+    From ``max_lr / recipe.start_div`` up to ``max_lr``, which the last batch of epoch ``recipe.top_epoch`` uses, then
+    down to ``max_lr / recipe.end_div``. The cycle has one point more than there are steps, so that the step after the
+    last batch lands on its end and not, as is often seen, on a negative learning rate beyond it.
 
     Source: Smith & Topin, https://arxiv.org/abs/1708.07120
     """
