@@ -15,7 +15,6 @@ from utils.recipes import SESSION7, SESSION8, SESSION9
 from utils.system.errors import DataError, UserError, exit_on_broken_pipe
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
-DESCRIPTION = __doc__
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -25,57 +24,36 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` explains)\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="main.py", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    data = "cifar10 (downloaded), digits, auto, or the path of a folder or an archive of images (default: $DATA, else auto)"
+    common = OneLineParser(add_help=False)
+    common.add_argument(
+        "--data", help="cifar10, digits, auto, or a folder or an archive of images (default: $DATA, else auto)"
+    )
+    common.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     for recipe in (SESSION7, SESSION8, SESSION9):
-        train = commands.add_parser(
-            recipe.name,
-            help=f"train {recipe.title}",
-            description=f"Train {recipe.title} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. "
-            "An interrupted run resumes when the same command is run again.",
-        )
-        train.add_argument("--data", help=data)
+        about = f"Train {recipe.title} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. " \
+            "An interrupted run resumes when the same command is run again."  # fmt: skip
+        train = commands.add_parser(recipe.name, parents=[common], help=f"train {recipe.title}", description=about)
         train.add_argument("--epochs", type=int, help=f"default: {recipe.epochs}")
         train.add_argument("--batch-size", type=int, help=f"images per step; default: {recipe.batch_size}")
         train.add_argument("--max-lr", type=float, help="maximum learning rate; default: the LR finder's")
         train.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-        train.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
-        train.add_argument(
-            "--precision",
-            choices=("auto", "float32", "bfloat16"),
-            default="auto",
-            help="auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision",
-        )
+        precisions = ("auto", "float32", "bfloat16")
+        chosen = "auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision"
+        train.add_argument("--precision", choices=precisions, default="auto", help=chosen)
         train.add_argument(
             "--tensorboard", action="store_true", help="also log to TensorBoard (`tensorboard --logdir runs`)"
         )
-    evaluate = commands.add_parser("evaluate", help="test accuracy of a trained network")
+    evaluate = commands.add_parser("evaluate", parents=[common], help="test accuracy of a trained network")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights.pt of a run's folder")
-    evaluate.add_argument("--data", help=data)
-    evaluate.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     classify = commands.add_parser("classify", help="classify images with a trained network")
     classify.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    classify.add_argument(
-        "--checkpoint",
-        type=Path,
-        default=WEIGHTS,
-        metavar="FILE",
-        help="weights.pt of a run's folder (default: session 9's)",
-    )
-    return parser
-
-
-def parse(words: list[str] | None) -> argparse.Namespace:
-    """The arguments; unknown options are an error of the command, so that the message names its help."""
-    parser = make_parser()
+    classify.add_argument("--checkpoint", type=Path, default=WEIGHTS, metavar="FILE", help="default: session 9's")
     arguments, unknown = parser.parse_known_args(words)
-    if unknown:
-        prog = f"{parser.prog} {arguments.command}"
-        parser.exit(2, f"{prog}: unrecognized arguments: {' '.join(unknown)} (`{prog} --help` explains)\n")
+    if unknown:  # an error of the command, so that the message names its help
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments
 
 
@@ -93,13 +71,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.batch_size is not None:
         changes["batch_size"] = arguments.batch_size
     run = Run.open(
-        session,
-        data,
-        arguments.max_lr,
-        cpu=cpu,
-        tensorboard=arguments.tensorboard,
-        epochs=arguments.epochs,
-        **changes,
+        session, data, arguments.max_lr, cpu=cpu, tensorboard=arguments.tensorboard, epochs=arguments.epochs, **changes
     )
     run.build()
     if not arguments.max_lr:

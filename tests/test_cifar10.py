@@ -59,7 +59,8 @@ def png_archives(tmp_path, monkeypatch):
         packed = shutil.make_archive(str(tmp_path / kind), "gztar", tmp_path / kind)
         contents[kind] = Path(packed).read_bytes()
         if kind == "pngs":
-            monkeypatch.setattr(image_folder, "CIFAR10_DIGESTS", image_folder.read_images(Path(packed)).digests)
+            for module in (image_folder, cifar10):
+                monkeypatch.setattr(module, "CIFAR10_DIGESTS", image_folder.read_images(Path(packed))["digests"])
 
     return contents | {"pngs-half": contents["pngs"][:-200]}
 

@@ -172,7 +172,7 @@ def test_cache_that_cannot_be_written_gives_a_message_only(folder, monkeypatch, 
     monkeypatch.setattr(os, "replace", full_disk)
     assert len(load_folder(folder).train_labels) == 30
     told = capsys.readouterr().out
-    assert "could not be cached and will be decoded again next time: " in told
+    assert "are not cached and will be decoded again next time: " in told
     assert "pets.cache.pt cannot be written (No space left on device)" in told
     assert not list(folder.parent.glob(".*.part"))
 
@@ -233,7 +233,7 @@ def damage(folder: Path, kind: str) -> Path:
     "kind, message",
     [
         ("no test", "contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this"),
-        ("empty class", "test: Found no valid file for the classes class3: add .png or .jpg images"),
+        ("empty class", "test: Found no valid file for the classes class3. Add .png or .jpg images"),
         ("other classes", "train and test must have the same classes, only one of them has class9, wolf"),
         ("nine classes", "has 9 classes, but these networks distinguish 10: class0, class1, class2, class3, class5"),
         ("300 classes", "has 300 classes, but these networks distinguish 10: class0, class1"),
@@ -247,7 +247,7 @@ def damage(folder: Path, kind: str) -> Path:
 )
 def test_unusable_folder(folder, monkeypatch, kind, message):
     if kind == "one color":  # found after the images were cached
-        monkeypatch.setattr(image_folder, "save_cache", lambda *_: None)
+        monkeypatch.setattr(image_folder, "save_tensors", lambda *_: None)
     assert message in error_of(damage(folder, kind))
 
 

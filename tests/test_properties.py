@@ -90,12 +90,7 @@ def test_statistics_are_those_of_the_pixels(images):
     assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-7)
 
 
-@given(
-    st.sampled_from([SESSION7, SESSION8, SESSION9]),
-    st.integers(1, 30),
-    st.integers(1, 40),
-    st.floats(1e-5, 10),
-)
+@given(st.sampled_from([SESSION7, SESSION8, SESSION9]), st.integers(1, 30), st.integers(1, 40), st.floats(1e-5, 10))
 def test_one_cycle_starts_tops_and_ends_where_it_should(recipe, epochs, batches, max_lr):
     recipe = recipe.for_epochs(epochs)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)

@@ -76,7 +76,6 @@ def test_flip_averaged_accuracy_stands_apart(root):
         ({"smoke": True}, "is a smoke run"),
         ({"data": "digits", "is_cifar10": False}, "was trained on digits, not on CIFAR-10"),
         ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "was trained on CIFAR-10-C"),
-        ({"epochs": 23}, "of 24 epochs"),
     ],
 )
 def test_unfit_runs_are_rejected(root, change, reason):

@@ -5,7 +5,6 @@ README. Only complete runs on CIFAR-10 are accepted.
 """
 
 import argparse
-import csv
 import json
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import nbformat
 
 from utils.sessions import SESSIONS
-from utils.system.errors import FileError
+from utils.system.errors import UserError
 from utils.system.files import replace_file, write_text
 from utils.system.settings import runs_folder
 
@@ -29,7 +28,7 @@ BEST_PUBLIC = {  # the best public solution as assigned
 }
 
 
-class NotPublishable(Exception):
+class NotPublishable(UserError):
     """Why a run cannot be published."""
 
 
@@ -59,32 +58,28 @@ def publish(session: int, root: Path = Path()) -> None:
 def check(run: Path, session: int, notebook: Path) -> None:
     """Raise NotPublishable unless the run is a complete one on CIFAR-10 with the current notebook."""
     recipe = SESSIONS[session].recipe
+    again = f"run `make {recipe.name}` again"
     missing = [name for name in (*files(session), notebook.name) if not (run / name).exists()]
     if missing:
         raise NotPublishable(f"{run} is missing {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))
-    if facts["smoke"]:
-        raise NotPublishable(f"{run} is a smoke run: run `make {recipe.name}` without EVA8_SMOKE first")
-    if not facts["is_cifar10"]:
-        raise NotPublishable(
-            f"{run} was trained on {facts['data']}, not on CIFAR-10: run `make {recipe.name}` with DATA=cifar10 first"
-        )
-    with open(run / "history.csv", newline="") as file:
-        epochs = len(list(csv.DictReader(file)))
-    if min(epochs, facts["epochs"]) < recipe.epochs:
-        raise NotPublishable(f"{run} has {epochs} of {recipe.epochs} epochs: finish `make {recipe.name}` first")
+    epochs = len((run / "history.csv").read_text("utf-8").splitlines()) - 1
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
     # The repository's address may differ: `make colab` writes it after a run as well.
     sources = [[re.sub('REPOSITORY = ".*"', "", cell.source) for cell in cells] for cells in (ran, shown)]
-    if sources[0] != sources[1]:
-        raise NotPublishable(f"{notebook.name} has changed since the run in {run}: run it again")
     code = [cell for cell in ran if cell.cell_type == "code"]
-    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
-        raise NotPublishable(
-            f"the notebook in {run} was not executed whole, from top to bottom: run `make {recipe.name}` first"
-        )
-    if any(output.output_type == "error" for cell in code for output in cell.outputs):
-        raise NotPublishable(f"the notebook in {run} shows an error: fix it and run `make {recipe.name}` first")
+    whole = [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    failed = any(output.output_type == "error" for cell in code for output in cell.outputs)
+    for wrong, reason in (
+        (facts["smoke"], f"{run} is a smoke run: {again} without EVA8_SMOKE"),
+        (not facts["is_cifar10"], f"{run} was trained on {facts['data']}, not on CIFAR-10: {again} with DATA=cifar10"),
+        (epochs < recipe.epochs, f"{run} has {epochs} of {recipe.epochs} epochs: finish it"),
+        (sources[0] != sources[1], f"{notebook.name} has changed since the run in {run}: {again}"),
+        (not whole, f"the notebook in {run} was not executed whole, from top to bottom: {again}"),
+        (failed, f"the notebook in {run} shows an error: fix it and {again}"),
+    ):
+        if wrong:
+            raise NotPublishable(reason)
 
 
 def results_table(static: Path) -> str:
@@ -110,18 +105,11 @@ def results_table(static: Path) -> str:
 
 def fill_section(text: str, name: str, content: str) -> str:
     """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``."""
-    head, _, tail = split_at_marks(text, name)
-    return f"{head}\n{content}\n{tail}"
-
-
-def split_at_marks(text: str, name: str) -> tuple[str, str, str]:
-    """``text`` up to the mark ``<!-- name -->``, between the marks, and from ``<!-- /name -->`` to the end."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start not in text or end not in text:
-        raise NotPublishable(f"README.md has no marks {start} and {end}: add them")
-    head, rest = text.split(start, 1)
-    content, tail = rest.split(end, 1)
-    return head + start, content, end + tail
+    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if any(mark not in text for mark in marks):
+        raise NotPublishable(f"README.md has no marks {' and '.join(marks)}: add them")
+    head, rest = text.split(marks[0], 1)
+    return f"{head}{marks[0]}\n{content}\n{marks[1]}{rest.split(marks[1], 1)[1]}"
 
 
 if __name__ == "__main__":
@@ -130,6 +118,6 @@ if __name__ == "__main__":
     session = parser.parse_args().session
     try:
         publish(session)
-    except (NotPublishable, FileError) as error:
+    except UserError as error:
         sys.exit(f"Not published: {error}")
     print(f"Published: the notebook, static/session{session}/ and the README's figures.")

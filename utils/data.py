@@ -27,9 +27,8 @@ FLAT = 1e-6  # a channel with a smaller standard deviation is constant
 class ImageData:
     """Training and test images of one data set, as bytes.
 
-    Shapes: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``. ``mean`` and ``std`` are per
-    channel, on the scale 0 to 1. ``name`` appears in all logs, pictures and pages. Only runs on CIFAR-10 itself
-    (``is_cifar10``) are published or handed in.
+    Shapes: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``. ``mean`` and ``std`` are per channel, on the scale
+    0 to 1. ``name`` appears in all logs, pictures and pages. Only runs on CIFAR-10 itself are published or handed in.
     """
 
     name: str
@@ -57,10 +56,9 @@ def load_data(source: str | Path | None = None) -> ImageData:
     """Training and test images of ``source``.
 
     Args:
-        source: ``"cifar10"`` (the archive under ``$DATA_ROOT``, default ``data/``, downloaded if
-            absent), ``"digits"``, the path of a folder of images or of an archive of one, or
-            ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default: the
-            environment variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
+        source: ``"cifar10"`` (in ``$DATA_ROOT``, downloaded if absent), ``"digits"``, the path of a folder of images or
+            of an archive of one, or ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default:
+            the environment variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
 
     Raises:
         DataError: the images are not available or not usable; the message says how to fix it.
@@ -71,12 +69,12 @@ def load_data(source: str | Path | None = None) -> ImageData:
         source = data_source()
     if source == "digits":
         return load_digits()
-    if source == "cifar10":
-        return load_cifar10()
-    if source == "auto":
+    if source in ("cifar10", "auto"):
         try:
             return load_cifar10()
         except DataError as error:
+            if source == "cifar10":
+                raise
             print(fallback_message(str(error)), flush=True)
             return load_digits()
     if "://" in str(source):
@@ -112,17 +110,16 @@ def load_folder(path: Path) -> ImageData:
 
     The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else after the folder.
     """
-    from utils.sources.image_folder import read_images
+    from utils.sources.image_folder import CIFAR10_DIGESTS, read_images
 
-    found = read_images(path)
-    images = found.train_images, found.train_labels, found.test_images, found.test_labels
-    if found.is_cifar10:
-        return ImageData("CIFAR-10", tuple(found.classes), *images, CIFAR10_MEAN, CIFAR10_STD, is_cifar10=True)
-    mean, std = channel_statistics(found.train_images)
+    images = read_images(path)
+    if images.pop("digests") == CIFAR10_DIGESTS:
+        return ImageData("CIFAR-10", mean=CIFAR10_MEAN, std=CIFAR10_STD, is_cifar10=True, **images)
+    mean, std = channel_statistics(images["train_images"])
     if max(std) < FLAT:
         raise DataError(f"{path}: all training images have a single color: give images that differ.")
     std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
-    return ImageData(f"{path.resolve().name} (folder of images)", tuple(found.classes), *images, mean, std)
+    return ImageData(f"{path.resolve().name} (folder of images)", mean=mean, std=std, **images)
 
 
 def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:

@@ -45,7 +45,7 @@ def sample_training_images(run) -> Figure:
     return gallery(images, titles, f"Training images after augmentation · {run.data.name}")
 
 
-def misclassified(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+def misclassified(logits: Tensor, labels: Tensor, count: int = 10) -> Tensor:
     """Indices of up to ``count`` misclassified images, evenly spaced among all misclassified images."""
     wrong = (logits.argmax(dim=1) != labels).nonzero().flatten().cpu()
     return wrong[torch.linspace(0, len(wrong) - 1, min(count, len(wrong))).long()]
@@ -72,7 +72,7 @@ def grad_cam(run) -> Figure:
     """Ten misclassified images, each with Grad-CAM's heat maps for the predicted and for the true class, two per row."""
     from pytorch_grad_cam.utils.image import show_cam_on_image  # here, because session 9 does not need it
 
-    ten = misclassified(*run.predictions, count=10)
+    ten = misclassified(*run.predictions)
     logits, labels = (values[ten].cpu() for values in run.predictions)
     classes = {"predicted": logits.argmax(dim=1), "true": labels}
     heats = {

@@ -40,9 +40,8 @@ class LRSearch:
     suggestion: float
 
     def __str__(self) -> str:
-        what = "The loss rises again at"
-        if not self.diverges:
-            what = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
+        never = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
+        what = "The loss rises again at" if self.diverges else never
         return f"{what} LR {self.divergence_lr:.4f}: suggested max LR {self.suggestion:.4f}"
 
 
@@ -102,10 +101,7 @@ def find_lr(
 
 @contextlib.contextmanager
 def project_progress_bar() -> Iterator[None]:
-    """Make torch-lr-finder use the project's progress bar and print nothing else.
-
-    Its own bar is a widget, which stays empty in a saved notebook.
-    """
+    """Make torch-lr-finder print nothing but the project's bar: its own is a widget, empty in a saved notebook."""
     original = torch_lr_finder.lr_finder.tqdm
     torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
     try:
@@ -121,11 +117,10 @@ def starting_loss(losses: list[float]) -> float:
 
 
 def batch_share(optimizer: Optimizer, batch_size: int) -> float:
-    """The share of the learning rate that batches smaller than 512 can take.
+    """The share of the learning rate that batches smaller than 512 can take, whose noise a range test does not show.
 
-    Their noise can derail a long run but does not show in the few steps of a range test. For SGD, the learning
-    rate is proportional to the batch size (Goyal et al., https://arxiv.org/abs/1706.02677), for Adam to its square
-    root (Malladi et al., https://arxiv.org/abs/2205.10287).
+    For SGD, the learning rate is proportional to the batch size (Goyal et al., https://arxiv.org/abs/1706.02677), for
+    Adam to its square root (Malladi et al., https://arxiv.org/abs/2205.10287).
     """
     share = min(1.0, batch_size / 512)
     return math.sqrt(share) if isinstance(optimizer, Adam) else share
@@ -143,10 +138,7 @@ def find_divergence(lrs: list[float], losses: list[float]) -> float:
 
 
 def find_plateau(lrs: list[float], losses: list[float]) -> float:
-    """The learning rate at which the loss has made nine tenths of its fall.
-
-    Beyond it, noise decides where the loss is lowest.
-    """
+    """The learning rate at which the loss has made nine tenths of its fall; noise decides where it is lowest."""
     lowest = min(losses)
     fall = max(0.0, starting_loss(losses) - lowest)  # rounding makes it negative if all losses are equal
     return next(lr for lr, loss in zip(lrs, losses) if loss <= lowest + 0.1 * fall)

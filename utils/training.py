@@ -17,6 +17,8 @@ from utils.recipes import Recipe
 from utils.system.errors import TrainingError, explain_out_of_memory
 from utils.system.progress import progress
 
+MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of each epoch
+
 
 @dataclass
 class History:
@@ -44,13 +46,10 @@ def train(
     recipe: Recipe,
     epoch: int,
 ) -> tuple[float, float, list[float], str]:
-    """Train for one epoch, on this process's share of each batch.
+    """Train for one epoch, on this process's share of each batch; TrainingError if the loss is no longer finite.
 
-    Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate
-    of each step; the final line of the progress bar.
-
-    Raises:
-        TrainingError: the loss is no longer finite.
+    Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate of each step;
+    the final line of the progress bar.
     """
     model.train()
     losses, hits, sizes, lrs = [], [], [], []  # one entry per batch; the first two stay on the device
@@ -87,11 +86,7 @@ def train(
 
 
 def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
-    """Sum of the losses, number of correct predictions and number of images so far, as a tensor ``(3,)``.
-
-    Raises:
-        TrainingError: a loss is not finite.
-    """
+    """Sum of the losses, correct predictions and images so far: ``(3,)``. TrainingError if a loss is not finite."""
     loss = torch.stack(losses).cpu().double()
     if not loss.isfinite().all():
         batch = int((~loss.isfinite()).nonzero()[0])
@@ -108,8 +103,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in the loader's order and in evaluation mode.
 
-    With ``mirrored``, every image is flipped horizontally. With the ``accelerator`` that prepared the
-    loader, the predictions of all processes are gathered, each image once.
+    With ``mirrored``, every image is flipped horizontally. With the ``accelerator`` that prepared the loader, the
+    predictions of all processes are gathered, each image once.
     """
     model.eval()
     quiet = accelerator is not None and not accelerator.is_main_process
@@ -124,9 +119,9 @@ def predict(
 def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, accelerator: Accelerator) -> None:
     """Recompute BatchNorm's statistics from a tenth of the training images (at least ten batches), with augmentation.
 
-    The running averages lag behind weights that change fast: at the peak of the cycle, they lower the test
-    accuracy by up to 20 points. Training uses the statistics of each batch, so it is not affected: no weight
-    changes, and the random state is restored. It takes 3% of an epoch. Processes share the images.
+    The running averages lag behind weights that change fast: at the peak of the cycle, they lower the test accuracy by
+    up to 20 points. Training is not affected: it uses the statistics of each batch, no weight changes, and the random
+    state is restored. It takes 3% of an epoch. Processes share the images.
     """
     device, processes = accelerator.device, accelerator.num_processes
     gpus = [device] if device.type == "cuda" else []
@@ -172,11 +167,8 @@ def fit(
 ) -> History:
     """Train ``model`` in place and test it after every epoch, up to ``recipe.epochs`` epochs.
 
-    With several processes, each trains on its share of every batch.
-
     Args:
         model, optimizer, loaders: as ``accelerator.prepare`` returned them.
-        scheduler: stepped after every batch.
         history: of the epochs that are already done; training continues after them.
         after_epoch: called with the history after every epoch, for example to save a checkpoint.
 
@@ -195,12 +187,10 @@ def fit(
             test_loss, test_accuracy, test_line = test(model, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
-        history.lr.append(lrs[-1])
-        history.train_loss.append(train_loss)
-        history.train_accuracy.append(train_accuracy)
-        history.test_loss.append(test_loss)
-        history.test_accuracy.append(test_accuracy)
-        history.seconds.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        measured = (lrs[-1], train_loss, train_accuracy, test_loss, test_accuracy, seconds)
+        for name, value in zip(MEASURES, measured):
+            getattr(history, name).append(value)
         history.step_lr += lrs
         history.log += [train_line, test_line]
         after_epoch(history)

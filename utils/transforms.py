@@ -1,9 +1,8 @@
 """Augmentation of whole batches on the device they are on, with random parameters for each image.
 
-torchvision's transforms draw their parameters once per batch. Applied image by image, they would take
-more time than the training of these networks. Every transform here maps uint8 ``(B, C, H, W)`` to uint8
-``(B, C, H, W)``, except Normalize, the last one, which returns float32. Random numbers come from
-PyTorch's global generator of the images' device.
+torchvision's transforms draw their parameters once per batch. Applied image by image, they would take more time than
+the training of these networks. Every transform here maps uint8 ``(B, C, H, W)`` to uint8 ``(B, C, H, W)``, except
+Normalize, the last one, which returns float32. Random numbers come from PyTorch's generator of the images' device.
 """
 
 from collections.abc import Callable, Sequence

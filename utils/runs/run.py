@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from utils import plots
 from utils.data import ImageData, make_loaders
 from utils.recipes import Recipe
-from utils.runs.checkpoint import MEASURES, restore_checkpoint, save_checkpoint, save_weights, write_history
+from utils.runs.checkpoint import TrainingState, save_weights, write_history
 from utils.runs.folder import is_unfinished, open_folder
 from utils.runs.submission import repository, summary, write_submission
 from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
@@ -27,7 +27,7 @@ from utils.system.device import hardware_of, make_accelerator, precision_of
 from utils.system.errors import FileError, TrainingError
 from utils.system.files import load_tensors, write_text
 from utils.system.settings import run_folder, smoke
-from utils.training import History, fit, flip_averaged_accuracy, predict
+from utils.training import MEASURES, History, fit, flip_averaged_accuracy, predict
 
 SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
 
@@ -56,22 +56,15 @@ class Run:
         cls,
         session: Session,
         data: ImageData,
-        max_lr: float | None = None,
+        max_lr: float | None = None,  # None: the LR finder will choose it
         *,
-        name: str | None = None,
+        name: str | None = None,  # of the folder; default: the session's
         cpu: bool = False,
         tensorboard: bool = False,
-        epochs: int | None = None,
-        **changes,
+        epochs: int | None = None,  # default: the recipe's, and 2 in smoke mode
+        **changes,  # other fields of the recipe, for example seed=1
     ) -> "Run":
         """Choose the device, adapt the recipe to the data and open the run's folder.
-
-        Args:
-            max_lr: the maximum learning rate; None if the LR finder will choose it.
-            name: name of the run's folder; default: the session's name.
-            tensorboard: also log to TensorBoard.
-            epochs: default: the recipe's, and 2 in smoke mode.
-            **changes: other fields of the recipe, for example ``seed=1``.
 
         Raises:
             TrainingError: a setting is out of its range.
@@ -135,16 +128,16 @@ class Run:
         if recipe.compile:
             compile_where_it_pays(model, accelerator, steps=recipe.epochs * len(loaders[0]))
         # self.model, because what prepare returned may be wrapped, which would change the keys of the weights
-        state = (self.model, optimizer, scheduler, loaders[0], accelerator)
+        state = TrainingState(self.model, optimizer, scheduler, loaders[0], accelerator)
         if path.exists():
-            self.history = restore_checkpoint(path, *state)
+            self.history = state.restore(path)
             log = self.history.log
             accelerator.print(f"Resuming after epoch {len(self.history.lr)}:", *log, sep="\n", flush=True)
 
         def after_epoch(history: History) -> None:
             measured = {name.replace("_", "/"): getattr(history, name)[-1] for name in MEASURES}
             accelerator.log(measured, step=len(history.lr))
-            save_checkpoint(path, *state, history)
+            state.save(path, history)
             if accelerator.is_main_process:
                 write_history(self.folder, history)
 

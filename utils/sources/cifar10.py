@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
 from utils.sources.archive import unpacked
-from utils.sources.image_folder import read_images
+from utils.sources.image_folder import CIFAR10_DIGESTS, read_images
 from utils.system.errors import DataError
 from utils.system.files import one_process_at_a_time
 
@@ -69,7 +69,7 @@ def find_cifar10(root: Path) -> Path | None:
                 os.replace(folder / CIFAR10.base_folder, root / CIFAR10.base_folder)
             return root
         print(f"{archive} is not CIFAR-10's archive (its MD5 differs): downloading it again", flush=True)
-    return pngs if pngs.exists() and read_images(pngs).is_cifar10 else None
+    return pngs if pngs.exists() and read_images(pngs)["digests"] == CIFAR10_DIGESTS else None
 
 
 def download_cifar10(root: Path) -> None:
@@ -83,7 +83,7 @@ def download_cifar10(root: Path) -> None:
         socket.setdefaulttimeout(TIMEOUT_S)
         try:
             download_url(url, part, name, md5)
-            if is_archive or read_images(part / name).is_cifar10:
+            if is_archive or read_images(part / name)["digests"] == CIFAR10_DIGESTS:
                 for file in part.iterdir():  # the archive, and the decoded images of PNG files
                     os.replace(file, root / file.name)
                 return

@@ -8,7 +8,6 @@ import hashlib
 import os
 import textwrap
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from utils.system.files import one_process_at_a_time, save_tensors
 from utils.system.progress import progress
 
 SPLITS = ("train", "test")
-LAYOUT = "train/<class>/*.png and test/<class>/*.png"
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)  # by Pillow
 CLASSES = 10  # outputs of the networks
 
@@ -32,25 +30,11 @@ CIFAR10_DIGESTS = [  # of the training and of the test images
 ]
 
 
-@dataclass
-class FolderOfImages:
-    """The contents of a folder: images uint8 ``(N, 3, 32, 32)``, labels int64 ``(N,)``."""
-
-    classes: list[str]
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    digests: list[str]  # of the training and of the test images
-
-    @property
-    def is_cifar10(self) -> bool:
-        """Whether images and labels are exactly those of CIFAR-10, in whatever order and format."""
-        return self.digests == CIFAR10_DIGESTS
-
-
-def read_images(source: Path) -> FolderOfImages:
+def read_images(source: Path) -> dict:
     """Read the images of ``source``, a folder or an archive, or the cache beside it if that is up to date.
+
+    Returns: ``classes``, ``train_images`` uint8 ``(N, 3, 32, 32)``, ``train_labels`` int64 ``(N,)``, ``test_images``,
+    ``test_labels``, and ``digests`` of both sets, which are ``CIFAR10_DIGESTS`` only for CIFAR-10 itself.
 
     Raises:
         DataError: one line that names the file, the error and the remedy.
@@ -66,7 +50,10 @@ def read_images(source: Path) -> FolderOfImages:
             if images is None:
                 with nullcontext(source) if source.is_dir() else unpacked(source) as folder:
                     images = decode(folder, source)
-                save_cache(cache, key, images)
+                try:
+                    save_tensors(cache, {"key": key, "images": images})
+                except FileError as error:
+                    print(f"The decoded images are not cached and will be decoded again next time: {error}", flush=True)
             return images
     except BrokenPipeError:  # from the progress bar, not from the images
         raise
@@ -94,25 +81,15 @@ def fingerprint(source: Path) -> str:
     return digest.hexdigest()
 
 
-def load_cache(cache: Path, key: str) -> FolderOfImages | None:
+def load_cache(cache: Path, key: str) -> dict | None:
     """The cached images, or None if the cache is missing, outdated or damaged."""
-    if not cache.exists():
-        return None
-    try:
+    with suppress(Exception):  # whatever is wrong with the cache, the images can be decoded again
         content = torch.load(cache, weights_only=True, mmap=True)
-        return FolderOfImages(**content["images"]) if content["key"] == key else None
-    except Exception:  # whatever is wrong with the cache, the images can be decoded again
-        return None
+        return content["images"] if content["key"] == key else None
+    return None
 
 
-def save_cache(cache: Path, key: str, images: FolderOfImages) -> None:
-    try:
-        save_tensors(cache, {"key": key, "images": vars(images)})
-    except FileError as error:
-        print(f"The decoded images could not be cached and will be decoded again next time: {error}", flush=True)
-
-
-def decode(folder: Path, source: Path) -> FolderOfImages:
+def decode(folder: Path, source: Path) -> dict:
     """Decode all images in ``folder``, class by class in alphabetical order; errors name ``source``."""
     # ImageFolder's own functions; here, because the import takes a second
     from torchvision.datasets.folder import find_classes, is_image_file, make_dataset
@@ -128,28 +105,25 @@ def decode(folder: Path, source: Path) -> FolderOfImages:
     if len(train) != CLASSES:
         names = textwrap.shorten(", ".join(train), 300, placeholder=" …")
         raise DataError(f"{source} has {len(train)} classes, but these networks distinguish {CLASSES}: {names}.")
-    samples = {}
+    labels_of, samples = {name: label for label, name in enumerate(train)}, {}
     for split in SPLITS:
         try:
             samples[split] = make_dataset(
-                top / split,
-                {name: label for label, name in enumerate(train)},
-                is_valid_file=lambda path: visible(path) and is_image_file(path),
+                top / split, labels_of, is_valid_file=lambda path: visible(path) and is_image_file(path)
             )
         except FileNotFoundError as error:  # it lists the classes
-            reason = str(error).strip().rstrip(".")
-            raise DataError(f"{source}: {split}: {reason}: add .png or .jpg images.") from error
-    images, labels = [], []
+            raise DataError(f"{source}: {split}: {str(error).strip()} Add .png or .jpg images.") from error
+    images: dict = {"classes": tuple(train), "digests": []}
     with progress(total=sum(map(len, samples.values())), desc=f"Decoding {source.name}", unit=" images") as bar:
         for split in SPLITS:
             pixels = np.empty((len(samples[split]), 32, 32, 3), dtype=np.uint8)
             for i, (path, _) in enumerate(samples[split]):
-                pixels[i] = decode_image(Path(path), f"{source}: {Path(path).relative_to(top)}")
+                pixels[i] = decode_image(path, f"{source}: {os.path.relpath(path, top)}")
                 bar.update()
-            images.append(as_tensor(pixels))
-            labels.append(torch.tensor([label for _, label in samples[split]]))
-    digests = [digest(*pair) for pair in zip(images, labels)]
-    return FolderOfImages(train, images[0], labels[0], images[1], labels[1], digests)
+            pair = as_tensor(pixels), torch.tensor([label for _, label in samples[split]])
+            images |= {f"{split}_images": pair[0], f"{split}_labels": pair[1]}
+            images["digests"].append(digest(*pair))
+    return images
 
 
 def find_splits(folder: Path, source: Path) -> Path:
@@ -165,13 +139,15 @@ def find_splits(folder: Path, source: Path) -> Path:
             tops.append(Path(place))
             folders.clear()
     if not tops:
-        raise DataError(f"{source} contains no images as {LAYOUT}: arrange them like this.")
+        raise DataError(
+            f"{source} contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this."
+        )
     if len(tops) > 1:
         raise DataError(f"{source} contains train/ and test/ {len(tops)} times: give the path of one of the copies.")
     return tops[0]
 
 
-def decode_image(path: Path, name: str) -> np.ndarray:
+def decode_image(path: str, name: str) -> np.ndarray:
     """One 32×32 image as uint8 ``(32, 32, 3)``; grayscale and palette images become RGB."""
     try:
         image = read_rgb(path)
