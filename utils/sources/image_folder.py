@@ -22,7 +22,6 @@ from utils.system.progress import progress
 
 SPLITS = ("train", "test")
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)  # by Pillow
-CLASSES = 10  # outputs of the networks
 
 CIFAR10_DIGESTS = [  # of the training and of the test images
     "55a61f79a40ece2ceda9fb5f9f7078f6ea2fc4952489cef56682bcf92cfcc260",
@@ -102,9 +101,9 @@ def decode(folder: Path, source: Path) -> dict:
     if train != test:
         odd = ", ".join(sorted(set(train) ^ set(test)))
         raise DataError(f"{source}: train and test must have the same classes, only one of them has {odd}.")
-    if len(train) != CLASSES:
+    if len(train) != 10:
         names = textwrap.shorten(", ".join(train), 300, placeholder=" …")
-        raise DataError(f"{source} has {len(train)} classes, but these networks distinguish {CLASSES}: {names}.")
+        raise DataError(f"{source} has {len(train)} classes, but these networks distinguish 10: {names}.")
     labels_of, samples = {name: label for label, name in enumerate(train)}, {}
     for split in SPLITS:
         try:
