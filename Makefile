@@ -1,12 +1,22 @@
-# `make session9` (or 8, or 7) trains, `make test` tests; both create .venv first. Only python3 and make are needed.
+# Only python3 and make are needed; what needs .venv creates it first.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 # one process per core; the tests of one file share a process
 PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: session7 session8 session9 test check coverage bench publish colab clean
+.PHONY: help session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
+
+help:
+	@echo "make session9            train session 9 (also session8, session7); DATA=digits make session9: other images"
+	@echo "make test                the tests, and short notebook runs"
+	@echo "make check               formatter, linter, types"
+	@echo "make coverage            which lines the tests execute"
+	@echo "make bench               images per second, compared with the classic pipeline"
+	@echo "make publish SESSION=9   publish the run in runs/session9/"
+	@echo "make colab               write the repository's address into badges and setup cells"
+	@echo "make clean               remove .venv"
 
 # DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
 session7 session8 session9: $(VENV)/.ready
@@ -39,7 +49,7 @@ publish: $(VENV)/.ready
 REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
 colab:
 	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }
-	sed -i.bak -E 's#github(\.com)?/[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#github\1/$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
+	sed -i.bak -E 's#(colab\.research\.google\.com/github/)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#\1$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
 
 $(VENV)/.ready: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

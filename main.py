@@ -1,8 +1,8 @@
 """The three sessions from the terminal: train a network, test it, classify images with it.
 
-python main.py session9                       train as session9_assignment.ipynb does
-python main.py evaluate --checkpoint FILE     test accuracy of a trained network
-python main.py classify horse.png             the classes that a trained network predicts
+.venv/bin/python main.py session9                       train as session9_assignment.ipynb does
+.venv/bin/python main.py evaluate --checkpoint FILE     test accuracy of a trained network
+.venv/bin/python main.py classify horse.png             the classes that a trained network predicts
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils.recipes import SESSION7, SESSION8, SESSION9
-from utils.system.errors import DataError, UserError, exit_on_broken_pipe
+from utils.system.errors import DataError, one_line_errors
 
 WEIGHTS = Path(__file__).parent / "static/session9/weights.pt"
 
@@ -58,14 +58,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from utils.data import load_data
     from utils.runs.run import Run
     from utils.sessions import SESSIONS
+    from utils.system.device import join_processes
 
     session, cpu = SESSIONS[int(arguments.command.removeprefix("session"))], arguments.device == "cpu"
-    with PartialState(cpu=cpu).main_process_first():  # it downloads and decodes
+    with join_processes(cpu).local_main_process_first():  # it downloads and decodes
         data = load_data(arguments.data)
     changes = {"seed": arguments.seed, "precision": arguments.precision}
     if arguments.batch_size is not None:
@@ -73,11 +72,12 @@ def train(arguments: argparse.Namespace) -> None:
     run = Run.open(
         session, data, arguments.max_lr, cpu=cpu, tensorboard=arguments.tensorboard, epochs=arguments.epochs, **changes
     )
-    run.build()
-    if not arguments.max_lr:
+    max_lr = arguments.max_lr
+    if max_lr is None:
         search = run.find_lr()
         run.accelerator.print(search, flush=True)
-    run.fit(arguments.max_lr or search.suggestion)
+        max_lr = search.suggestion
+    run.fit(max_lr)
     if run.accelerator.is_main_process:
         run.show(*(name for name in session.pictures if name != "lr_finder_plot" or run.search))
         run.finish()
@@ -91,20 +91,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from utils.classify import load_classifier
     from utils.data import load_data, make_test_loader
     from utils.system.device import make_accelerator
+    from utils.system.settings import data_source
     from utils.training import test
 
-    classify, data = load_classifier(arguments.checkpoint), load_data(arguments.data)
+    source = arguments.data or data_source()
+    accelerator = make_accelerator(cpu=arguments.device == "cpu")
+    with accelerator.local_main_process_first():
+        data = load_data("cifar10" if source == "auto" else source)  # the digits would be no substitute
+    classify = load_classifier(arguments.checkpoint)
     if classify.classes != data.classes:
         raise DataError(
             f"{arguments.checkpoint} has the classes {', '.join(classify.classes)}, but {data.name} has others: "
             "use --data to give the data it was trained on."
         )
-    accelerator = make_accelerator(cpu=arguments.device == "cpu")
-    model, loader = accelerator.prepare(
-        classify.model, make_test_loader(data, classify.normalize, 512, accelerator.device)
-    )
-    print(data)
-    print(test(model, loader, accelerator)[-1])
+    batch_size = 512 - 512 % accelerator.num_processes  # they share a batch equally
+    loader = make_test_loader(data, classify.normalize, batch_size, accelerator.device)
+    accelerator.print(data)
+    model, loader = accelerator.prepare(classify.model, loader)
+    accelerator.print(test(model, loader, accelerator)[-1])
 
 
 def classify(arguments: argparse.Namespace) -> None:
@@ -120,16 +124,16 @@ def main(words: list[str] | None = None) -> None:
     """Run the command line; ``words`` are its arguments, for calls from a notebook."""
     arguments = parse(words)
     command = {"evaluate": evaluate, "classify": classify}.get(arguments.command, train)
-    try:
-        command(arguments)
-        sys.stdout.flush()  # here, so that a broken pipe is still caught
-    except UserError as error:
-        sys.exit(f"main.py: {error}")
-    except BrokenPipeError:
-        exit_on_broken_pipe()
-    except KeyboardInterrupt:
-        kept = " All finished epochs are saved: run the same command again to resume." if command is train else ""
-        sys.exit(f"\nStopped.{kept}")
+    with one_line_errors("main.py"):
+        try:
+            command(arguments)
+        except KeyboardInterrupt:
+            kept = " All finished epochs are saved: run the same command again to resume." if command is train else ""
+            sys.exit(f"\nStopped.{kept}")
+        except ModuleNotFoundError as error:
+            sys.exit(
+                f"main.py: {error.name} is not installed in this Python: use .venv/bin/python, which `make test` creates."
+            )
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from torch import nn
 from tools.publish import fill_section
 from utils.data import ImageData, load_data
 from utils.plots import accuracy_curves
-from utils.runs.checkpoint import save_weights
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
-from utils.system.device import describe
+from utils.system.device import hardware_of
 from utils.system.errors import TrainingError
 from utils.system.files import write_text
 
@@ -97,16 +96,14 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     recipe = replace(SESSION.recipe, **variant.changes)
     session = replace(SESSION, recipe=recipe, network=partial(network, variant))
     run = Run.open(session, data, variant.max_lr, name=f"seeds/{name}-{seed}", epochs=epochs, seed=seed)
-    run.build()
     max_lr = variant.max_lr or run.find_lr().suggestion
     row = {"variant": name, "data": data.name, "seed": seed, "epochs": epochs, "max_lr": f"{max_lr:.6g}",
-           "hardware": describe(run.accelerator), "torch": torch.__version__}  # fmt: skip
+           "hardware": hardware_of(run.accelerator), "torch": torch.__version__}  # fmt: skip
     try:
         history = run.fit(max_lr)
     except TrainingError as error:
         print(error)
         return row | {"train_accuracy": "", "test_accuracy": 100 / len(data.classes), "seconds_per_epoch": ""}
-    save_weights(run.folder / "weights.pt", run.model, recipe.session, data)
     for epoch, accuracies in enumerate(zip(history.train_accuracy, history.test_accuracy), start=1):
         values = [name, data.name, seed, epochs, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
         append(HISTORIES, HISTORY_COLUMNS, dict(zip(HISTORY_COLUMNS, values)))
@@ -124,6 +121,7 @@ def hold_out(data: ImageData, count: int = 5_000) -> ImageData:
     return replace(
         data,
         name=f"{data.name}, validation split",
+        is_cifar10=False,
         train_images=data.train_images[rest],
         train_labels=data.train_labels[rest],
         test_images=data.train_images[held],

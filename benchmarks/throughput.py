@@ -28,7 +28,8 @@ from torchvision import transforms
 from tools.publish import fill_section
 from utils.data import ImageData, make_loaders
 from utils.sessions import SESSIONS, Session
-from utils.system.device import compile_where_it_pays, describe, make_accelerator
+from utils.system.cpu import compile_where_it_pays
+from utils.system.device import hardware_of, make_accelerator
 from utils.system.files import write_text
 from utils.system.progress import progress
 from utils.training import test, train
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="also write the table into the README")
     arguments = parser.parse_args()
     rows = [compare(number, arguments.images, arguments.rounds) for number in arguments.sessions or SESSIONS]
-    table = "\n".join([f"{describe(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD, *rows])
+    table = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD, *rows])
     print(table)
     if arguments.readme:
         write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{table}\n"))

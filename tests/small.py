@@ -9,11 +9,18 @@ import pytest
 from models.model9 import TransformerModel
 from utils.data import ImageData, load_data
 from utils.recipes import SESSION9, Recipe
+from utils.runs.checkpoint import about_network
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
+from utils.system.files import save_tensors
 
 DIGITS = load_data("digits")
 RECIPE = SESSION9.for_epochs(2).for_images(1437)
+
+
+def save_weights(path: Path, model, session: int, data: ImageData) -> None:
+    """A file as a finished run saves it."""
+    save_tensors(path, about_network(model, session, data))
 
 
 def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS) -> Run:
@@ -23,5 +30,4 @@ def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS) -
         patch.setenv("RUNS", str(folder.parent))
         patch.setenv("EVA8_SMOKE", "0")
         run = Run.open(session, data, name=folder.name)
-    run.build()
     return run

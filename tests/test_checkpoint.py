@@ -10,10 +10,10 @@ import torch
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
+from tests.small import save_weights
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.runs.checkpoint import save_weights
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors
 

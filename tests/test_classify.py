@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from models.model9 import TransformerModel
+from tests.small import save_weights
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.runs.checkpoint import save_weights
 from utils.system.errors import DataError
 from utils.transforms import Normalize
 

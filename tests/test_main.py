@@ -21,10 +21,10 @@ import main
 from models.model7 import ResNet
 from models.model9 import TransformerModel
 from tests.conftest import SESSION9
+from tests.small import save_weights
 from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
 from utils import schedule, training
 from utils.data import load_data
-from utils.runs.checkpoint import save_weights
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
 
@@ -224,7 +224,7 @@ def test_gpu_out_of_memory(folder, monkeypatch, where):
 
 def test_data_that_does_not_exist(monkeypatch, folder):
     shown = exit_message("session9", "--data", "nowhere")
-    assert shown == "main.py: nowhere does not exist: set DATA to a folder or an archive of images."
+    assert shown == "main.py: nowhere does not exist: set DATA to cifar10, digits, auto, or a folder of images."
     assert not folder.exists()
 
 

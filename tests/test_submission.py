@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tools import publish
-from utils.runs import submission
+from utils.runs import report
 from utils.sessions import SESSIONS
 
 FACTS = {
@@ -30,7 +30,7 @@ def run(tmp_path):
 
     def write(**changes):
         (tmp_path / "run.json").write_text(json.dumps(FACTS | changes))
-        text = submission.write_submission(
+        text = report.write_submission(
             tmp_path, SESSIONS[(FACTS | changes)["session"]].answers, "https://github.com/me/mine"
         )
         assert (tmp_path / "submission.md").read_text("utf-8") == text
@@ -95,13 +95,13 @@ def test_repository_is_the_remote_origin_without_credentials(monkeypatch, tmp_pa
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     if remote:
         subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
-    monkeypatch.setattr(submission, "ROOT", tmp_path)
-    assert submission.repository() == address
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.repository() == address
     monkeypatch.setenv("PATH", "")  # no git
-    assert submission.repository() == ""
+    assert report.repository() == ""
 
 
 def test_missing_address_of_the_repository_is_pointed_out(run, tmp_path):
     run()
-    text = submission.write_submission(tmp_path, SESSIONS[9].answers, "")
+    text = report.write_submission(tmp_path, SESSIONS[9].answers, "")
     assert text.startswith("**Add the address of your repository: ")

@@ -10,27 +10,34 @@ import sys
 from pathlib import Path
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.system.errors import FileError, exit_on_broken_pipe
+from utils.system.errors import one_line_errors
 from utils.system.files import replace_file
 from utils.system.settings import run_folder
 
 
 class EchoingClient(NotebookClient):
-    """Prints the output of the cells, including progress bars, and stops when the pipe is closed."""
+    """Prints the output of the cells, including progress bars, and stops when that fails, as when a pipe is closed."""
 
-    unread = False
+    unwritable: OSError | None = None
     task: asyncio.Task
+
+    def create_kernel_manager(self):
+        """Without folders of kernels, "python3" is this Python, whatever kernels the user has installed."""
+        manager = super().create_kernel_manager()
+        manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+        return manager
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
             try:
                 print(msg["content"]["text"], end="", flush=True)
-            except BrokenPipeError:
-                self.unread = True
+            except OSError as error:
+                self.unwritable = error
                 self.task.cancel()  # nbclient alone would wait for the end of the cell
         return super().process_message(msg, cell, cell_index)
 
@@ -58,10 +65,8 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
     client.on_notebook_start = client.stop_on_signals
     try:
         client.execute()
-    except (DeadKernelError, KeyboardInterrupt):  # raised when a cell is canceled
-        if client.unread:
-            raise BrokenPipeError from None
-        raise
+    except (DeadKernelError, KeyboardInterrupt) as error:  # raised when a cell is canceled
+        raise (client.unwritable or error) from None
     return last_states(content)
 
 
@@ -86,20 +91,17 @@ def main() -> None:
     parser.add_argument("session", type=int, choices=(7, 8, 9))
     session = f"session{parser.parse_args().session}"
     notebook = Path(f"{session}_assignment.ipynb")
-    try:
-        folder = save_notebook(execute(notebook), notebook.name)
-        print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/", flush=True)
-    except CellExecutionError as error:
-        sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
-    except FileError as error:
-        sys.exit(f"\n{error}")
-    except BrokenPipeError:
-        exit_on_broken_pipe()
-    except (DeadKernelError, KeyboardInterrupt):  # the former when a cell is canceled
-        sys.exit(
-            f"\n{notebook} was stopped, by you or because memory ran out. All finished epochs are saved: "
-            f"run `make {session}` again to resume."
-        )
+    with one_line_errors("\ntools.execute"):
+        try:
+            folder = save_notebook(execute(notebook), notebook.name)
+            print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/", flush=True)
+        except CellExecutionError as error:
+            sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
+        except (DeadKernelError, KeyboardInterrupt):  # the former when a cell is canceled
+            sys.exit(
+                f"\n{notebook} was stopped, by you or because memory ran out. All finished epochs are saved: "
+                "run the same command again to resume."
+            )
 
 
 if __name__ == "__main__":

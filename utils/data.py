@@ -79,7 +79,7 @@ def load_data(source: str | Path | None = None) -> ImageData:
             return load_digits()
     if "://" in str(source):
         raise DataError(f"{source} is a URL, which is not supported: download the file and set DATA to its path.")
-    return load_folder(Path(source))
+    return load_folder(Path(source).expanduser())
 
 
 def load_cifar10() -> ImageData:
@@ -95,8 +95,8 @@ def load_cifar10() -> ImageData:
     except DataError as error:
         raise DataError(
             f"CIFAR-10 is not available: {error} Remedies: (1) download {MIRRORS[0]} by other means and put it "
-            f"into {root}/; (2) set DATA to a folder of images, train/<class>/*.png and test/<class>/*.png, "
-            "or to an archive of one; (3) set DATA=digits to train on handwritten digits."
+            f"into {root}/; (2) git clone https://github.com/cyizhuo/CIFAR-10-dataset and set DATA=CIFAR-10-dataset; "
+            "(3) set DATA=digits to train on handwritten digits."
         ) from error
     if found != root:
         return load_folder(found)

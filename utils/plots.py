@@ -4,7 +4,9 @@ It shows the run's data, history, LR search, predictions and network, and is sav
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,11 +19,24 @@ from utils import explain
 TRAIN, TEST = "tab:blue", "tab:orange"
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw alike whatever the user's matplotlibrc says; characters that the font lacks become boxes."""
+    with plt.rc_context({"text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def plain(text: str) -> str:
+    """``text`` as it is: between two dollar signs, matplotlib reads mathematics."""
+    return text.replace("$", r"\$")
+
+
 def figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list]:
     """A figure with a title, and its axes row by row. It is closed, so that a notebook shows it only on demand."""
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=100)
     plt.close(fig)
-    fig.suptitle(title)
+    fig.suptitle(plain(title))
     return fig, list(axes.flat)
 
 
@@ -33,7 +48,7 @@ def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
         ax.axis("off")
     for ax, image, text in zip(axes, images.cpu(), titles):
         ax.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-        ax.set_title(text, fontsize=9)
+        ax.set_title(plain(text), fontsize=9)
     return fig
 
 
@@ -84,12 +99,13 @@ def grad_cam(run) -> Figure:
         ax.axis("off")
     probabilities = logits.softmax(dim=1)
     for i, image in enumerate((run.data.test_images[ten] / 255).permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
-        plain, *overlaid = axes[3 * i : 3 * i + 3]
-        plain.imshow(image)
+        first, *overlaid = axes[3 * i : 3 * i + 3]
+        first.imshow(image)
         for ax, (role, indices) in zip(overlaid, classes.items()):
             index = int(indices[i])
             ax.imshow(show_cam_on_image(image, heats[role][i].numpy(), use_rgb=True))
-            ax.set_title(f"{role}: {run.data.classes[index]}\n{100 * probabilities[i, index]:.1f}%", fontsize=9)
+            title = f"{role}: {run.data.classes[index]}\n{100 * probabilities[i, index]:.1f}%"
+            ax.set_title(plain(title), fontsize=9)
     return fig
 
 
@@ -124,13 +140,13 @@ def accuracy_curves(curves: Mapping[str, Sequence[float]], data_name: str) -> Fi
 
 
 def lr_finder_plot(run) -> Figure:
-    """The loss of the range test, the learning rate where it rises again or stops falling, and the suggested max LR."""
+    """The loss of the range test, the learning rate where it is back at its start or stops falling, and the suggested max LR."""
     search = run.search
     fig, (ax,) = figure(1, 1, (7, 4), f"LR finder · {run.data.name}")
     ax.plot(search.lrs, search.losses, color=TRAIN)
     suggested = f"suggested max LR: {search.suggestion:.4f}"
     if search.diverges:
-        label = f"rises again at {search.divergence_lr:.4f}"
+        label = f"back at its start at {search.divergence_lr:.4f}"
         share = search.divergence_lr / search.suggestion
         suggested += f", {'a third' if math.isclose(share, 3) else f'1/{share:.0f}'} of it"
     else:
@@ -169,7 +185,7 @@ def confusion_matrix(run) -> Figure:
         labels.cpu().numpy(),
         logits.argmax(dim=1).cpu().numpy(),
         labels=range(len(run.data.classes)),
-        display_labels=run.data.classes,
+        display_labels=list(map(plain, run.data.classes)),
         cmap="Blues",
         colorbar=False,
         xticks_rotation=45,
@@ -184,7 +200,7 @@ def accuracy_by_class(run) -> Figure:
     hits, names = logits.argmax(dim=1) == labels, run.data.classes
     accuracies = [100 * hits[labels == index].float().mean().item() for index in range(len(names))]
     fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {run.data.name}")
-    ax.bar_label(ax.barh(names, accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
+    ax.bar_label(ax.barh(list(map(plain, names)), accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
     ax.set(xlabel="test accuracy in %", xlim=(0, 112), xticks=range(0, 101, 20))
     ax.invert_yaxis()
     return fig
@@ -202,7 +218,7 @@ def signal_rank(run) -> Figure:
     for ax, (title, network) in zip(axes, networks.items()):
         spectra = explain.signal_spectra(network.to(images.device), images)  # (5, 48)
         for stage, row, color in zip(stages, spectra[:, :8], plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())):
-            ax.semilogy(range(1, 9), row.clamp(min=1e-6), color=color, marker=".", label=stage)
+            ax.semilogy(range(1, len(row) + 1), row.clamp(min=1e-6), color=color, marker=".", label=stage)
         ax.set(title=title, xlabel="direction", xticks=range(1, 9), ylim=(1e-6, 1e3))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("singular value, mean removed")
@@ -219,7 +235,7 @@ def attention_maps(run) -> Figure:
     for i, (image, title) in enumerate(zip(run.data.test_images[six], predicted_and_true(run, six))):
         first, *others = axes[5 * i : 5 * i + 5]
         first.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-        first.set_title(title, fontsize=9)
+        first.set_title(plain(title), fontsize=9)
         first.axis("off")
         for block, ax in enumerate(others):
             drawn = ax.imshow(maps[i, block], norm=shades, cmap="magma")

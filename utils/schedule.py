@@ -41,8 +41,12 @@ class LRSearch:
 
     def __str__(self) -> str:
         never = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
-        what = "The loss rises again at" if self.diverges else never
-        return f"{what} LR {self.divergence_lr:.4f}: suggested max LR {self.suggestion:.4f}"
+        what = "The loss falls, rises and is back at its start at" if self.diverges else never
+        text = f"{what} LR {self.divergence_lr:.4f}. Suggested max LR: {self.suggestion:.4f}"
+        if self.diverges:
+            share = round(self.divergence_lr / self.suggestion)
+            text += f", 1/{share} of it: a third, so that training stays stable, and less for batches smaller than 512"
+        return text + "."
 
 
 def find_lr(

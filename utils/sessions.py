@@ -23,7 +23,7 @@ class Session:
     network: Callable[..., nn.Module]
     optimizer: Callable[[nn.Module, float], Optimizer]  # of the model and the weight decay
     pictures: tuple[str, ...]
-    answers: tuple[str, ...]  # what the assignment page asks for, in its order; see utils/runs/submission.py
+    answers: tuple[str, ...]  # what the assignment page asks for, in its order; see utils/runs/report.py
     misclassified: int = 20  # images to show
     flip_averaged: bool = False  # whether flip-averaged test accuracy is reported as well
 

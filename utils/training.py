@@ -80,7 +80,7 @@ def train(
                     f"EPOCH = {epoch} | LR = {lrs[-1]:.7f} | Loss = {mean_loss:.2f} | "
                     f"Batch = {batch} | Accuracy = {accuracy:.2f}"
                 )
-        line = str(bar)
+        line = bar.format_meter(**(bar.format_dict | {"ncols": None}))  # in full, however narrow the terminal is
     accelerator.print(line, flush=True)  # the log contains exactly the printed line
     return mean_loss, accuracy, lrs, line
 

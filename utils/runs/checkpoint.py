@@ -27,14 +27,15 @@ class TrainingState:
     scheduler: LRScheduler
     train_loader: DataLoader
     accelerator: Accelerator
+    max_lr: float
 
     @property
     def order(self) -> torch.Generator | None:
         """The generator from which several processes draw their common order of images; one process uses PyTorch's."""
         return getattr(self.train_loader, "synchronized_generator", None)
 
-    def save(self, path: Path, history: History) -> None:
-        """Save it and the history.
+    def save(self, path: Path, history: History, about: dict) -> None:
+        """Save it, the history and what ``about_network`` returns.
 
         All processes must call it, because each has its own random state. The first one writes the file.
         """
@@ -43,12 +44,12 @@ class TrainingState:
         random_gpu = gather_object([torch.cuda.get_rng_state()] if gpu else [])
         if not self.accelerator.is_main_process:
             return
-        content = {
-            "model": self.model.state_dict(),
+        content = about | {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "precision": precision_of(self.accelerator),
+            "max_lr": self.max_lr,
             "random": random,
             "random_gpu": random_gpu,
             "random_order": self.order.get_state() if self.order else None,
@@ -56,15 +57,15 @@ class TrainingState:
         }
         save_tensors(path, content)
 
-    def restore(self, path: Path) -> History:
-        """Restore what ``save`` saved, on whatever device it is now, and return the history.
+    def restore(self, content: dict, path: Path) -> History:
+        """Restore ``content``, which ``save`` saved in ``path``, on whatever device it is now, and return the history.
 
         If the number of processes has changed, the random state stays as this process has seeded it.
 
         Raises:
-            FileError: the file is damaged, or was saved by a run of another network or optimizer.
+            FileError: the file was saved by a run of another network or optimizer.
         """
-        content, rank = load_tensors(path), self.accelerator.process_index
+        rank = self.accelerator.process_index
         try:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -82,6 +83,12 @@ class TrainingState:
             raise FileError(f"{path} was saved by another run: move it away to train from the start.") from error
 
 
+def load_checkpoint(folder: Path) -> dict | None:
+    """The checkpoint in the folder of a run, if there is one; raises FileError if it is damaged."""
+    path = folder / "checkpoint.pt"
+    return load_tensors(path) if path.exists() else None
+
+
 def write_history(folder: Path, history: History) -> None:
     """Write ``training_log.txt`` and ``history.csv``: one row per epoch, counted from 1."""
     write_text(folder / "training_log.txt", "\n".join(history.log) + "\n")
@@ -90,7 +97,7 @@ def write_history(folder: Path, history: History) -> None:
     write_text(folder / "history.csv", "".join(",".join(line) + "\n" for line in [["epoch", *MEASURES], *lines]))
 
 
-def save_weights(path: Path, model: nn.Module, session: int, data: ImageData) -> None:
-    """Save the trained network: its weights, its classes and the normalization of its images."""
+def about_network(model: nn.Module, session: int, data: ImageData) -> dict:
+    """What ``weights.pt`` holds: the weights, the classes and the normalization of the images."""
     content = {"model": model.state_dict(), "session": session}
-    save_tensors(path, content | {"classes": data.classes, "mean": data.mean, "std": data.std})
+    return content | {"classes": data.classes, "mean": data.mean, "std": data.std}

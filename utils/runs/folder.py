@@ -36,6 +36,20 @@ def lock_folder(folder: Path) -> None:
             f"{folder} is in use by another notebook or terminal: end that one (in Jupyter: Kernel → Shut Down), "
             "or set RUNS to another folder."
         ) from error
+    except (OSError, NotImplementedError) as error:
+        raise FileError(
+            f"{lock.lock_file} cannot be locked ({error}): set RUNS to a folder on this machine."
+        ) from error
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename ``folder`` after the time of its last change and make an empty one; returns the new name."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
+    aside = folder.with_name(f"{folder.name}-{stamp}")
+    folder.rename(aside)
+    folder.mkdir()
+    print(f"The earlier run was moved to {aside}/", flush=True)
+    return aside
 
 
 def open_folder(folder: Path, plan: dict) -> None:
@@ -53,11 +67,16 @@ def open_folder(folder: Path, plan: dict) -> None:
         if smoke():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists() and any(folder.iterdir()):
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-            aside = folder.with_name(f"{folder.name}-{stamp}")
-            folder.rename(aside)
-            print(f"The earlier run was moved to {aside}/")
+            move_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder} cannot be created ({error.strerror}): set RUNS to a writable folder.") from error
     write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
+
+
+def start_anew(folder: Path) -> None:
+    """Move a run aside whose plan stays, but which is trained with another max LR."""
+    aside = move_aside(folder)
+    for name in ("plan.json", "lr_finder.json"):
+        if (aside / name).exists():
+            shutil.copy2(aside / name, folder)

@@ -1,14 +1,13 @@
 """A run: one training of a session, with its device, its folder, its checkpoint and its pictures."""
 
 import json
-import statistics
 import sys
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,17 +16,17 @@ from torch.utils.data import DataLoader
 from utils import plots
 from utils.data import ImageData, make_loaders
 from utils.recipes import Recipe
-from utils.runs.checkpoint import TrainingState, save_weights, write_history
-from utils.runs.folder import is_unfinished, open_folder
-from utils.runs.submission import repository, summary, write_submission
+from utils.runs.checkpoint import TrainingState, about_network, load_checkpoint, write_history
+from utils.runs.folder import is_unfinished, open_folder, start_anew
+from utils.runs.report import repository, results, summary, write_submission
 from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
 from utils.system.cpu import compile_where_it_pays
-from utils.system.device import hardware_of, make_accelerator, precision_of
+from utils.system.device import broadcast, hardware_of, join_processes, make_accelerator
 from utils.system.errors import FileError, TrainingError
-from utils.system.files import load_tensors, write_text
+from utils.system.files import replace_file, save_tensors, write_text
 from utils.system.settings import run_folder, smoke
-from utils.training import MEASURES, History, fit, flip_averaged_accuracy, predict
+from utils.training import MEASURES, History, fit, predict
 
 SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
 
@@ -74,20 +73,22 @@ class Run:
         default = SMOKE_EPOCHS if smoke() else recipe.epochs
         recipe = replace(recipe.for_epochs(default if epochs is None else epochs), **changes)
         check_settings(recipe, max_lr)
-        recipe = recipe.for_processes(PartialState(cpu=cpu).num_processes)
+        state = join_processes(cpu)
+        recipe = recipe.for_processes(state.num_processes)
         folder = run_folder(name or recipe.name)
         plan = {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
-        checkpoint = folder / "checkpoint.pt"
-        # A resumed run keeps its precision, so that both parts are comparable.
-        resumes = is_unfinished(folder, plan) and checkpoint.exists()
-        saved = load_tensors(checkpoint).get("precision") if resumes else None
-        accelerator = make_accelerator(cpu, folder if tensorboard else None, saved or recipe.precision)
-        if accelerator.is_main_process:
+        saved = None
+        if state.is_main_process:
+            saved = load_checkpoint(folder) if is_unfinished(folder, plan) else None
             open_folder(folder, plan)
+        # A resumed run keeps its precision, so that both parts are comparable.
+        precision = broadcast(saved and saved.get("precision")) or recipe.precision
+        accelerator = make_accelerator(cpu, folder if tensorboard else None, precision)
         accelerator.init_trackers("tensorboard")
-        set_seed(recipe.seed)
         loaders = make_loaders(data, recipe, accelerator.device)
-        return cls(replace(session, recipe=recipe), data, accelerator, folder, loaders)
+        run = cls(replace(session, recipe=recipe), data, accelerator, folder, loaders)
+        run.build()
+        return run
 
     def __str__(self) -> str:
         return f"{hardware_of(self.accelerator)}\n{self.data}"
@@ -96,63 +97,89 @@ class Run:
         """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation."""
         set_seed(self.session.recipe.seed, device_specific=True)
         self.model, self.optimizer = self.session.build(self.accelerator.device)
+        self.history = History()
+        self.__dict__.pop("predictions", None)
         return self.model
 
     def find_lr(self) -> LRSearch:
-        """Run the LR range test, or read the result of the run that resumes."""
-        file = self.folder / "lr_finder.json"
-        with self.accelerator.main_process_first():  # it searches, the other processes read its result
+        """Run the LR range test on a newly built network, or read the result of the run that resumes."""
+        file, result = self.folder / "lr_finder.json", None
+        set_seed(self.session.recipe.seed, device_specific=True)
+        model, optimizer = self.session.build(self.accelerator.device)
+        if self.accelerator.is_main_process:
             if not file.exists():
                 steps = SMOKE_SEARCH_STEPS if smoke() else SEARCH_STEPS
-                search = find_lr(self.model, self.optimizer, self.loaders[0], self.accelerator, steps)
+                search = find_lr(model, optimizer, self.loaders[0], self.accelerator, steps)
                 write_text(file, json.dumps(asdict(search)))
             try:
-                self.search = LRSearch(**json.loads(file.read_text("utf-8")))
+                result = LRSearch(**json.loads(file.read_text("utf-8")))
             except (OSError, ValueError, TypeError) as error:
                 raise FileError(f"{file} cannot be read: remove it, and the LR finder runs again.") from error
+        self.search = broadcast(result)
         return self.search
 
     def fit(self, max_lr: float) -> History:
         """Train by the one-cycle policy; after each epoch the folder holds the log, the history and a checkpoint.
 
-        A run that resumes ends exactly as if it had never been interrupted.
+        It starts from the checkpoint if that is of the same max LR, else from what ``build`` makes, never from weights
+        that an interruption has left. A run that resumes ends exactly as if it had never been interrupted.
         """
-        self.max_lr = max_lr
+        check_settings(self.session.recipe, max_lr)
+        self.build()
         recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
         accelerator.print(
             f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {hardware_of(accelerator)}",
             flush=True,
         )
+        saved = None
+        if accelerator.is_main_process:
+            saved = load_checkpoint(self.folder)
+            if saved and saved.get("max_lr") != max_lr:
+                start_anew(self.folder)
+                saved = None
+        saved = broadcast(saved)
+        accelerator.free_memory()  # of an earlier call
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         scheduler = one_cycle(self.optimizer, max_lr, recipe, batches=len(self.loaders[0]))
         model, optimizer, *loaders = accelerator.prepare(self.model, self.optimizer, *self.loaders)
         if recipe.compile:
             compile_where_it_pays(model, accelerator, steps=recipe.epochs * len(loaders[0]))
         # self.model, because what prepare returned may be wrapped, which would change the keys of the weights
-        state = TrainingState(self.model, optimizer, scheduler, loaders[0], accelerator)
-        if path.exists():
-            self.history = state.restore(path)
-            log = self.history.log
-            accelerator.print(f"Resuming after epoch {len(self.history.lr)}:", *log, sep="\n", flush=True)
+        state = TrainingState(self.model, optimizer, scheduler, loaders[0], accelerator, max_lr)
+        history = self.history
+        if saved:
+            history = state.restore(saved, path)
+            accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
 
         def after_epoch(history: History) -> None:
             measured = {name.replace("_", "/"): getattr(history, name)[-1] for name in MEASURES}
             accelerator.log(measured, step=len(history.lr))
-            state.save(path, history)
+            state.save(path, history, self.about_network())
             if accelerator.is_main_process:
                 write_history(self.folder, history)
 
-        fit(model, optimizer, scheduler, tuple(loaders), recipe, accelerator, self.history, after_epoch)
-        return self.history
+        fit(model, optimizer, scheduler, tuple(loaders), recipe, accelerator, history, after_epoch)
+        if accelerator.is_main_process:
+            save_tensors(self.folder / "weights.pt", self.about_network())
+        self.history, self.max_lr = history, max_lr  # only now: weights of an unfinished epoch are nobody's result
+        return history
+
+    def about_network(self) -> dict:
+        return about_network(self.model, self.session.recipe.session, self.data)
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, 10)`` and labels ``(N,)`` of the test images."""
+        """Logits ``(N, 10)`` and labels ``(N,)`` of the test images; ``build`` forgets them."""
         return predict(self.model, self.loaders[1])
 
-    @cached_property
+    @property
     def sample(self) -> tuple[Tensor, Tensor]:
-        """One batch of augmented training images ``(B, 3, 32, 32)`` and their labels ``(B,)``."""
-        return next(iter(self.loaders[0]))
+        """One batch of augmented training images ``(B, 3, 32, 32)`` and their labels ``(B,)``, always the same."""
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.session.recipe.seed)
+            return next(iter(self.loaders[0]))
 
     def normalized(self, indices: Tensor) -> Tensor:
         """Some test images by their indices, as the network sees them: ``(N, 3, 32, 32)``, on its device."""
@@ -160,53 +187,43 @@ class Run:
         return self.data.normalize(images)
 
     def show(self, *names: str) -> None:
-        """Draw pictures, functions of ``utils.plots``; save each as ``<name>.png`` and, in a notebook, display it."""
-        for name in names:
-            figure = getattr(plots, name)(self)
-            figure.savefig(self.folder / f"{name}.png")
-            if self.accelerator.trackers:
-                self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, len(self.history.lr))
-            if "ipykernel" in sys.modules:
-                from IPython.display import display
+        """Draw pictures, functions of ``utils.plots``; save each as ``<name>.png`` and, in a notebook, display it.
 
-                display(figure)
+        A picture that cannot be drawn is reported in one line, and the others follow.
+        """
+        for name in names:
+            try:
+                with plots.style():
+                    self.show_one(name)
+            except FileError:  # the disk is full: nothing that follows could be saved either
+                raise
+            except Exception as error:
+                if smoke():  # tests must see it
+                    raise
+                reason = str(error).partition("\n")[0]
+                print(f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).", flush=True)
+
+    def show_one(self, name: str) -> None:
+        figure = getattr(plots, name)(self)
+        replace_file(self.folder / f"{name}.png", partial(figure.savefig, format="png"))
+        if self.accelerator.trackers:
+            self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, len(self.history.lr))
+        if "ipykernel" in sys.modules:
+            from IPython.display import display
+
+            display(figure)
 
     def finish(self) -> dict:
-        """Write ``weights.pt``, the trained network, and ``run.json``, and print the results.
+        """Write ``run.json``, with which the run counts as finished, and print the results.
 
-        ``run.json`` holds the data, the recipe, the hardware and the accuracy, in percent; ``flip_averaged``
-        is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
+        Raises:
+            TrainingError: the run has not been trained to its end.
         """
-        recipe, history, data, accelerator = self.session.recipe, self.history, self.data, self.accelerator
-        save_weights(self.folder / "weights.pt", self.model, recipe.session, data)
-        facts = {
-            "session": recipe.session,
-            "data": data.name,
-            "is_cifar10": data.is_cifar10,
-            "train_images": len(data.train_labels),
-            "test_images": len(data.test_labels),
-            "smoke": smoke(),
-            "epochs": len(history.lr),
-            "top_epoch": recipe.top_epoch,
-            "batch_size": recipe.batch_size,
-            "first_lr": history.step_lr[0],
-            "max_lr": self.max_lr,
-            "seed": recipe.seed,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "train_accuracy": history.train_accuracy[-1],
-            "test_accuracy": history.test_accuracy[-1],
-        }
-        if self.session.flip_averaged:
-            accuracy = flip_averaged_accuracy(self.model, self.loaders[1], self.predictions[0])
-            facts["flip_averaged"] = round(accuracy, 2)
-        facts |= {
-            "seconds_per_epoch": round(statistics.median(history.seconds), 2),
-            "hardware": hardware_of(accelerator),
-            "precision": precision_of(accelerator),
-            "torch": torch.__version__,
-        }
+        if len(self.history.lr) < self.session.recipe.epochs:
+            raise TrainingError("the network is not trained to the end: call fit first, which also resumes.")
+        facts = results(self)
         write_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
-        accelerator.end_training()
+        self.accelerator.end_training()
         print(summary(facts), flush=True)
         return facts
 

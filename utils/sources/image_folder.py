@@ -38,11 +38,11 @@ def read_images(source: Path) -> dict:
     Raises:
         DataError: one line that names the file, the error and the remedy.
     """
-    if not source.exists():
-        raise DataError(f"{source} does not exist: set DATA to a folder or an archive of images.")
-    source = source.resolve()
-    cache = source.with_name(f"{source.name}.cache.pt")
     try:
+        if not source.exists():
+            raise DataError(f"{source} does not exist: set DATA to cifar10, digits, auto, or a folder of images.")
+        source = source.resolve()
+        cache = source.with_name(f"{source.name}.cache.pt")
         with one_process_at_a_time(source.with_name(f".{source.name}.lock"), f"reading {source}"):
             key = fingerprint(source)
             images = load_cache(cache, key)

@@ -1,7 +1,9 @@
 """The device and its precision, which Hugging Face accelerate applies in the training loop."""
 
+import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -9,9 +11,36 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 
 from utils.system.cpu import keep_freed_memory
+from utils.system.errors import TrainingError
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names; others are full precision
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch's names and accelerate's
+
+
+def join_processes(cpu: bool = False) -> PartialState:
+    """The device of this process, and its place among the processes that a launcher such as torchrun has started.
+
+    Raises:
+        TrainingError: the launcher's environment variables are incomplete.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU"]:
+        del os.environ[name]  # they would change the training, for example accumulate gradients
+    if not torch.distributed.is_initialized():
+        PartialState._reset_state()  # otherwise the device of an earlier run would stay
+    # Without a GPU, accelerate forms a group of processes only when it is told to use the CPU.
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    try:
+        return PartialState(cpu=cpu or no_gpu)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise TrainingError(
+            f"the variables of a launcher, such as LOCAL_RANK, are incomplete ({str(error).splitlines()[0]}): "
+            "start with torchrun, or unset them."
+        ) from error
+
+
+def broadcast(value: Any) -> Any:
+    """The first process's ``value``, in all processes."""
+    return broadcast_object_list([value])[0]
 
 
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
@@ -22,21 +51,22 @@ def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precisi
         precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, see ``fast_precision``. With several
             processes, the first one chooses for all.
     """
-    # Processes share a batch of the recipe's size, so that a step sees as many images as with one process.
-    sharing = DataLoaderConfiguration(split_batches=True)
-    PartialState(cpu=cpu)
+    state = join_processes(cpu)
     AcceleratorState._reset_state()  # otherwise the precision of an earlier accelerator would stay
-    device = PartialState().device
+    # Processes share a batch of the recipe's size, so that a step sees as many images as with one process. The last,
+    # smaller batch is filled up with the epoch's first images: of CIFAR-10, up to 176 images are seen twice.
+    sharing = DataLoaderConfiguration(split_batches=True)
+    device = state.device
     if precision == "float16" and device.type == "cpu":
-        PartialState().print("The run was started in float16, which needs a GPU: it resumes in float32.", flush=True)
+        state.print("The run was started in float16, which needs a GPU: it resumes in float32.", flush=True)
         precision = "float32"
     if precision == "auto":
-        precision = broadcast_object_list([fast_precision(device)])[0]
+        precision = broadcast(fast_precision(device))
     if device.type == "cpu":
         keep_freed_memory()
     return Accelerator(
         mixed_precision=PRECISIONS[precision],
-        cpu=cpu,
+        cpu=device.type == "cpu",
         dataloader_config=sharing,
         log_with="tensorboard" if tensorboard else None,
         project_dir=tensorboard,

@@ -1,14 +1,17 @@
 """Errors that a user can fix: one line that names the object, the reason and the remedy."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 
 class UserError(Exception):
-    """Shown in the terminal without a traceback."""
+    """Shown as one line, without a traceback, in a terminal and in a notebook."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython's hook
+        return [f"{type(self).__name__}: {self}"]
 
 
 class DataError(UserError):
@@ -37,8 +40,22 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
         ) from error
 
 
-def exit_on_broken_pipe() -> NoReturn:
-    """Exit silently when the reader of the output has closed the pipe, as ``| head`` does."""
-    # The interpreter flushes standard output at exit, which would raise the error again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+@contextlib.contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Exit with one line for a UserError or for a standard output that is closed, full or gone with its terminal."""
+    if sys.stdout is None:  # closed: print does nothing, but others expect a stream
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without Unicode
+    try:
+        yield
+        sys.stdout.flush()  # here, so that an error is still caught
+    except UserError as error:
+        sys.exit(f"{program}: {error}")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # The interpreter flushes standard output at exit, which would raise the error again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # A reader such as `| head` that has what it wanted is no error to report.
+        sys.exit(1 if isinstance(error, BrokenPipeError) else f"{program}: standard output: {error.strerror}")

@@ -2,11 +2,17 @@
 
 import json
 import re
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from utils.system.device import hardware_of, precision_of
 from utils.system.files import write_text
+from utils.system.settings import smoke
+from utils.training import flip_averaged_accuracy
 
 ROOT = Path(__file__).parents[2]
 PICTURES = {
@@ -57,6 +63,39 @@ def repository() -> str:
     except OSError:  # there is no git
         return ""
     return re.sub(r"//[^@/]*@", "//", found.stdout.strip()).removesuffix(".git")
+
+
+def results(run) -> dict:
+    """What ``run.json`` holds of a finished run: its data, recipe, hardware and accuracy, in percent.
+
+    ``flip_averaged`` is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
+    """
+    recipe, history, data = run.session.recipe, run.history, run.data
+    facts = {
+        "session": recipe.session,
+        "data": data.name,
+        "is_cifar10": data.is_cifar10,
+        "train_images": len(data.train_labels),
+        "test_images": len(data.test_labels),
+        "smoke": smoke(),
+        "epochs": len(history.lr),
+        "top_epoch": recipe.top_epoch,
+        "batch_size": recipe.batch_size,
+        "first_lr": history.step_lr[0],
+        "max_lr": run.max_lr,
+        "seed": recipe.seed,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "train_accuracy": history.train_accuracy[-1],
+        "test_accuracy": history.test_accuracy[-1],
+        "seconds_per_epoch": round(statistics.median(history.seconds), 2),
+        "hardware": hardware_of(run.accelerator),
+        "precision": precision_of(run.accelerator),
+        "torch": torch.__version__,
+    }
+    if run.session.flip_averaged:
+        accuracy = flip_averaged_accuracy(run.model, run.loaders[1], run.predictions[0])
+        facts["flip_averaged"] = round(accuracy, 2)
+    return facts
 
 
 def summary(facts: dict) -> str:
