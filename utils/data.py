@@ -110,7 +110,7 @@ def load_folder(path: Path) -> ImageData:
 
     The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else after the folder.
     """
-    from utils.sources.image_folder import CIFAR10_DIGESTS, read_images
+    from utils.sources.image_folder import CIFAR10_DIGESTS, printable, read_images
 
     images = read_images(path)
     if images.pop("digests") == CIFAR10_DIGESTS:
@@ -119,7 +119,7 @@ def load_folder(path: Path) -> ImageData:
     if max(std) < FLAT:
         raise DataError(f"{path}: all training images have a single color: give images that differ.")
     std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
-    return ImageData(f"{path.resolve().name} (folder of images)", mean=mean, std=std, **images)
+    return ImageData(f"{printable(path.resolve().name)} (folder of images)", mean=mean, std=std, **images)
 
 
 def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:

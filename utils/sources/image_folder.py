@@ -112,17 +112,24 @@ def decode(folder: Path, source: Path) -> dict:
             )
         except FileNotFoundError as error:  # it lists the classes
             raise DataError(f"{source}: {split}: {str(error).strip()} Add .png or .jpg images.") from error
-    images: dict = {"classes": tuple(train), "digests": []}
-    with progress(total=sum(map(len, samples.values())), desc=f"Decoding {source.name}", unit=" images") as bar:
+    images: dict = {"classes": tuple(map(printable, train)), "digests": []}
+    with progress(
+        total=sum(map(len, samples.values())), desc=f"Decoding {printable(source.name)}", unit=" images"
+    ) as bar:
         for split in SPLITS:
             pixels = np.empty((len(samples[split]), 32, 32, 3), dtype=np.uint8)
             for i, (path, _) in enumerate(samples[split]):
-                pixels[i] = decode_image(path, f"{source}: {os.path.relpath(path, top)}")
+                pixels[i] = decode_image(path, printable(f"{source}: {os.path.relpath(path, top)}"))
                 bar.update()
             pair = as_tensor(pixels), torch.tensor([label for _, label in samples[split]])
             images |= {f"{split}_images": pair[0], f"{split}_labels": pair[1]}
             images["digests"].append(digest(*pair))
     return images
+
+
+def printable(name: str) -> str:
+    """A file's name with escapes for bytes that are not UTF-8, which cannot be printed or saved."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def find_splits(folder: Path, source: Path) -> Path:
