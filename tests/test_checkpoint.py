@@ -4,6 +4,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from tests.small import save_weights
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.data import load_data
+from utils.runs.checkpoint import TrainingState
+from utils.system.device import make_accelerator
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors
+from utils.training import History
 
 DIGITS = load_data("digits")
 
@@ -90,6 +94,27 @@ def test_weights_without_what_a_classifier_needs(tmp_path, content):
         FileError, match=r"checkpoint.pt contains no trained network: give the weights.pt of a finished"
     ):
         load_classifier(tmp_path / "checkpoint.pt")
+
+
+def test_scale_of_float16_is_restored(tmp_path):
+    """A GradScaler on the CPU stands in for the GPU's."""
+    make_accelerator(cpu=True)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    def state(scale: float) -> TrainingState:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        accelerator = SimpleNamespace(
+            device=torch.device("cpu"), is_main_process=True, num_processes=1, process_index=0, mixed_precision="fp16",
+            scaler=scaler,
+        )  # fmt: skip
+        return TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
+
+    state(1024.0).save(tmp_path / "checkpoint.pt", History(), {"model": model.state_dict()})
+    later = state(2.0)
+    later.restore(load_tensors(tmp_path / "checkpoint.pt"), tmp_path / "checkpoint.pt")
+    assert later.accelerator.scaler.get_scale() == 1024
 
 
 @pytest.mark.parametrize("kind", ["cut off", "malicious", "of another network"])

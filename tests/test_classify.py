@@ -1,17 +1,22 @@
 """Loading a trained network and classifying images, as in the README."""
 
 import re
+import struct
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from models.model9 import TransformerModel
-from tests.small import save_weights
+from tests.small import RECIPE, save_weights, small_run
 from utils.classify import load_classifier
 from utils.data import load_data
+from utils.sources.image_folder import decode_image, read_rgb
 from utils.system.errors import DataError
+from utils.system.files import load_tensors
 from utils.transforms import Normalize
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +54,40 @@ def test_16_bits_are_seen_as_8_bits_are(weights, tmp_path):
     Image.fromarray(gray.astype("uint16") * 257).save(tmp_path / "16.png")
     classify = load_classifier(weights[0])
     assert classify(tmp_path / "16.png") == classify(tmp_path / "8.png")
+
+
+def exif(*entries: tuple[int, int, int]) -> bytes:
+    """An EXIF block with some entries (tag, type, value or offset), whose only rational is −1/0."""
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return b"Exif\0\0" + head + table + struct.pack("<I", 0) + struct.pack("<ii", -1, 0)
+
+
+@pytest.mark.parametrize(
+    "metadata, upright",
+    [
+        (exif((0x0112, 3, 6)), True),  # orientation 6: turned by a quarter
+        (exif((0x0112, 3, 6), (0x011A, 10, 38)), False),  # and a resolution that is a damaged rational
+        (b"Exif\0\0garbage", False),
+    ],
+)
+def test_metadata_turn_an_image_but_never_reject_it(tmp_path, metadata, upright):
+    """In classify and in training folders alike."""
+    plain = np.zeros((32, 32, 3), dtype=np.uint8)
+    plain[:16] = 255  # the upper half is white
+    Image.fromarray(plain).save(tmp_path / "photo.png", exif=metadata)
+    expected = np.rot90(plain, -1) if upright else plain
+    assert np.array_equal(np.asarray(read_rgb(tmp_path / "photo.png")), expected)
+    assert np.array_equal(decode_image(tmp_path / "photo.png", "photo.png"), expected)
+    load_classifier(ROOT / "static/session9/weights.pt")(tmp_path / "photo.png")
+
+
+def test_checkpoint_serves_as_weights(tmp_path):
+    run = small_run(tmp_path / "run", replace(RECIPE, epochs=1, top_epoch=1))
+    run.fit(0.01)
+    contents = [load_tensors(run.folder / name) for name in ("weights.pt", "checkpoint.pt")]
+    assert all(contents[1][name] == contents[0][name] for name in ("session", "classes", "mean", "std"))
+    assert all(torch.equal(value, contents[1]["model"][name]) for name, value in contents[0]["model"].items())
 
 
 def test_what_is_not_an_image_is_named(weights):

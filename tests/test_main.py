@@ -25,6 +25,7 @@ from tests.small import save_weights
 from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
 from utils import schedule, training
 from utils.data import load_data
+from utils.runs.run import Run
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
 
@@ -103,6 +104,14 @@ def test_evaluate_wants_the_classes_it_learned():
     assert re.search(
         "has the classes airplane, .* digits has others: use --data to give the data it was trained on", shown
     )
+
+
+def test_evaluate_without_cifar10_announces_no_digits(folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setattr("utils.sources.cifar10.MIRRORS", ("http://127.0.0.1:1/cifar-10-python.tar.gz",))
+    told = exit_message("evaluate", "--checkpoint", main.WEIGHTS)
+    assert "CIFAR-10 is not available" in told and "git clone https://github.com/cyizhuo/CIFAR-10-dataset" in told
+    assert "DIGITS" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -201,6 +210,18 @@ def test_sigterm_is_handled_like_ctrl_c(tmp_path):
 def test_ctrl_c_outside_a_training_promises_nothing(monkeypatch):
     monkeypatch.setattr(main, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert exit_message("evaluate", "--checkpoint", main.WEIGHTS) == "\nStopped."
+
+
+def test_pictures_come_between_the_weights_and_the_end(folder, monkeypatch):
+    """A run whose pictures cannot be saved is not finished: the same command resumes it without training."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "show", lambda run, *names: sys.exit(3))
+        with pytest.raises(SystemExit):
+            call(*TWO_EPOCHS)
+    assert (folder / "weights.pt").exists() and not (folder / "run.json").exists()
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+    call(*TWO_EPOCHS)
+    assert (folder / "run.json").exists() and (folder / "confusion_matrix.png").exists()
 
 
 def test_max_lr_at_which_the_loss_diverges(folder, monkeypatch):

@@ -164,7 +164,7 @@ def test_setup_cell_does_nothing_elsewhere(setup, colab, monkeypatch):
 def clone(tmp_path):
     """A clone's README and notebooks, with git and the Makefile, and no remote."""
     for path in (ROOT / "Makefile", ROOT / "README.md", *NOTEBOOKS):
-        text = re.sub(r"(github(\.com)?/)[\w.-]+/[\w.-]+(/blob)", r"\1OWNER/NAME\3", path.read_text("utf-8"))
+        text = re.sub(r"(google\.com/github/)[\w.-]+/[\w.-]+(/blob)", r"\1OWNER/NAME\2", path.read_text("utf-8"))
         (tmp_path / path.name).write_text(text, "utf-8")
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     return tmp_path
@@ -186,6 +186,20 @@ def test_make_colab_takes_the_address_of_origin(clone, remote):
     for path in clone.glob("*.ipynb"):
         assert 'REPOSITORY = \\"https://github.com/me/mine\\"' in path.read_text("utf-8")
         nbformat.validate(nbformat.read(path, as_version=4))
+
+
+def test_make_colab_changes_this_projects_links_only(clone):
+    before = {path: path.read_text("utf-8").splitlines() for path in (clone / "README.md", *clone.glob("*.ipynb"))}
+    assert make_colab(clone, "REPO=me/mine").returncode == 0
+    for path, lines in before.items():
+        changed = [old for old, new in zip(lines, path.read_text("utf-8").splitlines(), strict=True) if old != new]
+        assert changed and all("colab.research.google.com/github/" in old or "REPOSITORY = " in old for old in changed)
+        if path.name == "README.md":
+            cited = re.findall(r"https://github\.com/[\w.-]+/[\w.-]+/blob/\w+", path.read_text("utf-8"))
+            assert (
+                cited == re.findall(r"https://github\.com/[\w.-]+/[\w.-]+/blob/\w+", "\n".join(lines))
+                and len(cited) > 3
+            )
 
 
 @pytest.mark.parametrize("remote", [None, "https://gitlab.com/me/mine"])

@@ -1,7 +1,4 @@
-"""Several processes train one network, here two on one CPU.
-
-`accelerate launch` needs MPI for that, so torchrun starts them, which accelerate itself uses for GPUs.
-"""
+"""Several processes train one network, here two on one CPU, as on two machines without a common folder."""
 
 import json
 import os
@@ -11,11 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+
+from utils.system.device import make_accelerator, precision_of
+from utils.system.errors import TrainingError
 
 ROOT = Path(__file__).parents[1]
 # What every process does; {more} is inserted before the training. Session 9's small network, without pictures, is fast.
 SCRIPT = """
-import os, sys, torch
+import os, sys
+fit, rank = None, int(os.environ.get("RANK", 0))
+folder = os.environ["RUNS"]
+os.environ["RUNS"] += "/other machine" * rank
+import torch
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +30,11 @@ from models.model9 import TransformerModel
 from utils import sessions, training
 from utils.runs import run as runs
 sessions.SESSIONS[9] = replace(sessions.SESSIONS[9], network=partial(TransformerModel, a=8), pictures={{}})
-fit, rank = runs.fit, int(os.environ.get("RANK", 0))
+fit = runs.fit
 def fit_and_save(model, *arguments):
     history = fit(model, *arguments)
     saved = {{"model": model.state_dict(), "test_loss": history.test_loss, "train_loss": history.train_loss}}
-    torch.save(saved, Path(os.environ["RUNS"]) / f"process{{rank}}.pt")
+    torch.save(saved | {{"seed": torch.initial_seed()}}, Path(folder) / f"process{{rank}}.pt")
     return history
 runs.fit = fit_and_save
 {more}
@@ -38,7 +43,7 @@ main.main()
 EPOCHS = 6
 # At a higher learning rate or in bfloat16, rounding alone moves the accuracy of so few steps by tens of points.
 SETTINGS = ("--epochs", str(EPOCHS), "--max-lr", "0.005", "--precision", "float32")
-OPTIONS = ("session9", "--data", "digits", "--device", "cpu", *SETTINGS)
+OPTIONS = ("session9", "--data", "digits", *SETTINGS)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
@@ -46,6 +51,7 @@ def launch(folder: Path, *launcher: str, more: str = "", check: bool = True) -> 
     script = folder / "script.py"
     script.write_text(SCRIPT.format(more=more))
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "EVA8_SMOKE": "0", "RUNS": str(folder)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # without a GPU, the README's command uses the CPU by itself
     return subprocess.run(
         [*launcher, script, *OPTIONS, "--batch-size", "70"], cwd=ROOT, check=check, capture_output=True, text=True,
         timeout=240, env=os.environ | environment,
@@ -68,6 +74,7 @@ def test_every_process_ends_with_the_same_network(two):
     assert first["test_loss"] == second["test_loss"]
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
+    assert first["seed"] != second["seed"]  # each draws its own augmentation
 
 
 def test_only_the_first_process_prints_and_writes(two):
@@ -79,7 +86,7 @@ def test_only_the_first_process_prints_and_writes(two):
     facts = json.loads((folder / "session9/run.json").read_text())
     assert facts["hardware"].startswith("2 × ") and facts["batch_size"] == 70
     assert len((folder / "session9/training_log.txt").read_text().splitlines()) == 2 * EPOCHS
-    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["session9"]
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["session9"]  # nothing on the other machine
 
 
 def test_each_test_image_counts_once(two):
@@ -120,3 +127,37 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed(two, tmp_path):
         assert stopped["train_loss"] == never_stopped["train_loss"]
         for name, value in never_stopped["model"].items():
             assert torch.equal(value, stopped["model"][name]), name
+
+
+def test_lr_finder_and_evaluation_with_three_processes(tmp_path):
+    """Batches of 512 are not divisible by three; the first process searches, and all train with its result."""
+    script = "import torch; torch.set_num_threads(1); import main; main.main()"
+    (tmp_path / "script.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RUNS": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    for words in (
+        ["session9"],
+        ["evaluate", "--data", "digits", "--checkpoint", tmp_path / "smoke/session9/weights.pt"],
+    ):
+        done = subprocess.run(
+            [*TORCHRUN, "3", tmp_path / "script.py", *words], cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Test set: ") == 1 and "/360 (" in done.stdout
+
+
+def test_incomplete_variables_of_a_launcher(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    PartialState._reset_state()
+    with pytest.raises(TrainingError, match="variables of a launcher, such as LOCAL_RANK, are incomplete"):
+        make_accelerator(cpu=True)
+
+
+def test_environment_and_earlier_runs_do_not_change_the_training(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = make_accelerator(cpu=True, precision="float32")
+    assert accelerator.gradient_accumulation_steps == 1 and precision_of(accelerator) == "float32"
+    PartialState._shared_state["device"] = torch.device("meta")  # as if it were a GPU
+    assert make_accelerator(cpu=True).device.type == "cpu"

@@ -227,6 +227,16 @@ def test_two_runs_in_one_folder(folder, monkeypatch):
     lock_folder(folder)  # the lock of a killed process is released
 
 
+def test_lock_that_cannot_be_taken_names_its_file(folder, monkeypatch):
+    def no_locks(*_, **__):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("utils.runs.folder.FileLock.acquire", no_locks)
+    assert ".session9.lock cannot be locked ([Errno 38] Function not implemented): set RUNS" in exit_message(
+        *TWO_EPOCHS
+    )
+
+
 def test_runs_that_is_no_folder(folder, monkeypatch):
     folder.parent.write_text("a file stands where the folder should")
     assert "session9 cannot be created (" in exit_message(*TWO_EPOCHS)

@@ -53,7 +53,8 @@ def test_finder_tries_rates_from_1e_minus_5_upwards(problem, capsys):
         99, 0.02
     )
     assert search.diverges and search.divergence_lr <= search.lrs[-1] <= 10 and len(search.lrs) <= 120
-    assert str(search).startswith(f"The loss rises again at LR {search.divergence_lr:.4f}: suggested max LR ")
+    text = f"The loss falls, rises and is back at its start at LR {search.divergence_lr:.4f}. Suggested max LR: "
+    assert str(search).startswith(text) and ", 1/10 of it: a third" in str(search)  # batches of 50, Adam
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_a_search_that_ends_before_the_loss_rises_says_so():
     plateau_lr = find_plateau(search.lrs, search.losses)
     assert search.divergence_lr == search.suggestion == plateau_lr
     assert str(search).startswith(
-        f"The loss does not rise again: the search ended at LR 10.0000. It stops falling at LR {plateau_lr:.4f}: suggested "
+        f"The loss does not rise again: the search ended at LR 10.0000. It stops falling at LR {plateau_lr:.4f}. Suggested "
     )
 
 
