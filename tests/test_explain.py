@@ -1,4 +1,4 @@
-"""The spectra and maps are those of the forward pass."""
+"""What the pictures of a network's inside show is what its forward pass computes."""
 
 import copy
 
@@ -9,8 +9,7 @@ from torch import nn
 from models.model7 import ResNet18
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from utils import plots
-from utils.explain import attention_maps, grad_cam, signal_spectra
+from utils.explain import attention_maps, grad_cam, model_table, signal_spectra
 from utils.system.device import make_accelerator
 
 
@@ -20,49 +19,53 @@ def model():
     return TransformerModel()
 
 
-def test_spectra_are_those_of_the_forward_pass(model):
-    images, seen = torch.randn(64, 3, 32, 32), []
-    hooks = [block.register_forward_hook(lambda _b, _i, out: seen.append(out)) for block in model.ultimus_blocks]
-    copy.deepcopy(model).train()(images)  # hooks are copied as well
-    for hook in hooks:
-        hook.remove()
+@pytest.mark.parametrize(
+    "network, layer, facts",
+    [
+        (ResNet18, "shortcut", ["Total params: 11,173,962"]),
+        (CustomResNet, "res_block", ["Total params: 6,573,130"]),
+        (TransformerModel, "fc_k", ["Total params: 26,064", "Total mult-adds (M): 388.44"]),  # of 20 images
+    ],
+)
+def test_table_of_layers_fits_on_a_page(network, layer, facts, capsys):
+    table = model_table(network())
+    words = " ".join(table.split())
+    assert "(var_name)" in words and "Kernel Shape Output Shape Param # Mult-Adds" in words
+    assert f"({layer})" in words and all(fact in words for fact in facts) and "Units." not in words
+    assert max(map(len, table.splitlines())) <= 110 and not capsys.readouterr().out
+
+
+def test_spectra_are_those_of_the_signal_in_training_mode(model):
+    images, seen, reference = torch.randn(64, 3, 32, 32), [], copy.deepcopy(model).train()
+    reference.ultimus_blocks.register_forward_pre_hook(lambda _blocks, inputs: seen.append(inputs[0]))
+    for block in reference.ultimus_blocks:
+        block.register_forward_hook(lambda _block, _inputs, output: seen.append(output))
+    reference(images)
     before = copy.deepcopy(model.eval().state_dict())
     spectra = signal_spectra(model, images)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
-    assert spectra.shape == (5, 48)
-    for row, out in zip(spectra[1:], seen):
-        torch.testing.assert_close(row, torch.linalg.svdvals((out - out.mean(0)).detach()), rtol=1e-3, atol=1e-5)
+    for row, stage in zip(spectra, seen, strict=True):
+        torch.testing.assert_close(row, torch.linalg.svdvals((stage - stage.mean(0)).detach()), rtol=1e-3, atol=1e-5)
 
 
-def test_spectra_tell_a_dead_network_from_a_living_one(model):
+def test_signal_passes_the_blocks_from_our_initialization_but_not_from_pytorchs(model):
     images = torch.randn(64, 3, 32, 32)
-    living = signal_spectra(model, images)
-    dead = signal_spectra(TransformerModel(init="pytorch"), images)
-    assert living[4, 6] > living[4, 0] / 50  # seven directions within a factor of 50
-    assert dead[4, 0] < living[4, 0] / 1000
+    ours, theirs = signal_spectra(model, images), signal_spectra(TransformerModel(init="pytorch"), images)
+    assert ours[4, 6] > ours[4, 0] / 50  # seven directions within a factor of 50
+    assert theirs[4, 0] < ours[4, 0] / 1000
 
 
-def test_attention_maps_are_those_of_the_blocks(model):
+def test_attention_maps_are_those_of_the_blocks_in_evaluation_mode(model):
     images = torch.randn(3, 3, 32, 32)
-    maps = attention_maps(model, images)
+    maps = attention_maps(model.train(), images)
     assert maps.shape == (3, 4, 8, 8)
-    torch.testing.assert_close(maps.sum(-1), torch.full((3, 4, 8), 8**-0.5))
-    x = model.eval().gap(model.conv_block(images)).flatten(1)
-    x = model.ultimus_blocks[1](model.ultimus_blocks[0](x))
-    torch.testing.assert_close(maps[:, 2], model.ultimus_blocks[2].attention(x).detach())
+    x = model.eval().features(images)
+    for index, block in enumerate(model.ultimus_blocks):
+        torch.testing.assert_close(maps[:, index], block.attention(x).detach())
+        x = block(x)
 
 
-def test_pictures(model):
-    images = torch.randn(64, 3, 32, 32)
-    figure = plots.signal_rank({"ours": signal_spectra(model, images), "theirs": torch.zeros(5, 48)}, "digits")
-    assert [ax.get_title() for ax in figure.axes] == ["ours", "theirs"] and len(figure.axes[0].lines) == 5
-    figure.canvas.draw()
-    figure = plots.attention_maps(attention_maps(model, images[:2]), images[:2].sigmoid(), ["a", "b"], "digits")
-    assert sum(bool(ax.images) for ax in figure.axes) >= 10
-    figure.canvas.draw()
-
-
-class TwoColours(nn.Module):
+class TwoColors(nn.Module):
     """Class 0 is red, class 1 is blue: the mean of that channel over the image."""
 
     def __init__(self):
@@ -76,24 +79,22 @@ class TwoColours(nn.Module):
         return self.small(self.layer(images)).mean(dim=(2, 3))
 
 
-@pytest.fixture
-def quadrants():
-    """Two images, red in one quadrant and blue in the opposite one: upper left and lower right, then the others."""
-    images = torch.zeros(2, 3, 32, 32)
+@pytest.mark.parametrize("classes, corners", [((0, 0), [(0, 0), (16, 0)]), ((1, 0), [(16, 16), (16, 0)])])
+def test_heat_lies_in_the_quadrant_that_decides(classes, corners):
+    images = torch.zeros(2, 3, 32, 32)  # red in one quadrant and blue in the opposite one
     images[0, 0, :16, :16] = images[0, 2, 16:, 16:] = 1
     images[1, 0, 16:, :16] = images[1, 2, :16, 16:] = 1
-    return images
-
-
-@pytest.mark.parametrize(
-    "classes, corners", [((0, 0), [(0, 0), (16, 0)]), ((1, 0), [(16, 16), (16, 0)]), ((0, 1), [(0, 0), (0, 16)])]
-)
-def test_heat_lies_in_the_quadrant_that_decides(quadrants, classes, corners):
-    heat = grad_cam(TwoColours(), "layer", quadrants, torch.tensor(classes))
+    heat = grad_cam(TwoColors(), "layer", images, torch.tensor(classes))
+    assert torch.equal(grad_cam(TwoColors().bfloat16(), "layer", images, torch.tensor(classes)), heat)
     assert heat.shape == (2, 32, 32) and heat.min() == 0 and 0.999 < heat.max() <= 1
     for map, (top, left) in zip(heat, corners):
         assert map[top : top + 16, left : left + 16].sum() > 0.85 * map.sum()
         assert map[top + 4 : top + 12, left + 4 : left + 12].min() > 0.9
+
+
+def test_grad_cam_accepts_a_map_of_5x5_pixels_and_a_batch_without_images():
+    assert grad_cam(TwoColors(), "layer.2", torch.rand(1, 3, 20, 20), torch.tensor([0])).shape == (1, 20, 20)
+    assert grad_cam(TwoColors(), "layer", torch.rand(0, 3, 32, 32), torch.tensor([])).shape == (0, 32, 32)
 
 
 @pytest.mark.parametrize("network, layer", [(ResNet18, "layer3"), (CustomResNet, "layer2")])
@@ -110,18 +111,18 @@ def test_grad_cam_leaves_the_model_as_it_was(network, layer):
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
 
 
-def test_grad_cam_sees_a_model_that_was_trained_in_half_precision():
+def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
     torch.manual_seed(0)
     model, images = ResNet18().eval(), torch.randn(2, 3, 32, 32)
     plain = grad_cam(model, "layer3", images, torch.tensor([3, 5]))
-    make_accelerator(cpu=True, precision="bfloat16").prepare(model)
+    make_accelerator(cpu=True, precision="bfloat16").prepare(model, device_placement=[False])
     assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
 
 
 @pytest.mark.parametrize(
     "network, layer, message",
     [
-        (TwoColours, "small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
+        (TwoColors, "small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
         (ResNet18, "layer4", "layer4's map is 4×4"),
         (CustomResNet, "layer3", "layer3's map is 4×4"),
         (ResNet18, "layer5", "no layer 'layer5': it has conv1, bn1, layer1, layer2, layer3, layer4, gap, fc"),

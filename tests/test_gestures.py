@@ -79,7 +79,9 @@ def test_training_cell_run_again_with_another_max_lr(run, whole, monkeypatch, st
 
 
 def test_training_cell_run_again_after_the_end(run, whole):
+    model = run.build()
     run.fit(0.01)
+    assert run.model is model  # the notebook's variable is the trained network
     run.finish()
     run.find_lr()  # trains no further, and leaves the network alone
     assert same(run, whole)

@@ -23,10 +23,8 @@ def test_crop(images):
 
 
 def test_flip(images):
-    torch.manual_seed(1)
-    flip = torch.rand(64) < 0.5
-    got = RandomHorizontalFlip().apply(images, flip)
-    for image, flipped, yes in zip(images, got, flip.tolist()):
+    flip = torch.arange(64) % 3 == 0
+    for image, flipped, yes in zip(images, RandomHorizontalFlip().apply(images, flip), flip):
         assert torch.equal(flipped, TV.horizontal_flip(image) if yes else image)
 
 
@@ -40,42 +38,33 @@ def test_cutout(images):
         assert torch.equal(cut, TV.erase(image, *inside, fill))
 
 
-def test_normalize(images):
+def test_normalize_and_its_inverse(images):
     got = Normalize(MEAN, STD)(images)
     for image, normal in zip(images, got):
         torch.testing.assert_close(normal, TV.normalize(TV.to_dtype(image, torch.float32, scale=True), MEAN, STD))
-    torch.testing.assert_close(Normalize(MEAN, STD).inverse(got), images / 255, rtol=0, atol=1e-6)
+    inverse = Normalize(MEAN, STD).inverse
+    torch.testing.assert_close(inverse(got), images / 255, rtol=0, atol=1e-6)
+    assert inverse(9 * got).min() == 0 and inverse(9 * got).max() == 1  # beyond black and white
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_each_image_has_its_own_draw_over_the_whole_range():
     torch.manual_seed(0)
-    count = 4000
-    images = torch.arange(1, 32 * 32 + 1).reshape(1, 1, 32, 32).to(torch.float32).expand(count, 3, -1, -1)
+    images = torch.arange(1, 32 * 32 + 1).reshape(1, 1, 32, 32).to(torch.float32).expand(4000, 3, -1, -1)
     crops = RandomCrop(32, padding=4)(images)[:, 0]
     middle = crops[:, 16, 16].long() - 1  # in every crop; its value shows the crop's position
-    rows, columns = middle // 32, middle % 32
-    assert sorted(rows.unique().tolist()) == sorted(columns.unique().tolist()) == list(range(12, 21))
-    flipped = (RandomHorizontalFlip()(images)[:, 0, 0, 0] == 32).float().mean()
-    assert 0.45 < flipped < 0.55
-    cut = CutOut(8, fill=(0, 0, 0))(images)[:, 0] == 0  # (count, 32, 32)
+    for position in (middle // 32, middle % 32):
+        assert position.unique().tolist() == list(range(12, 21))
+    flipped = (RandomHorizontalFlip(p=0.3)(images)[:, 0, 0, 0] == 32).float().mean()
+    assert 0.25 < flipped < 0.35
+    cut = CutOut(8, fill=(0, 0, 0))(images)[:, 0] == 0  # (4000, 32, 32)
     ends = [(int(rows[0]), int(rows[-1])) for rows in (square.any(dim=1).nonzero() for square in cut)]
     assert set(ends) == {(max(center - 4, 0), min(center + 3, 31)) for center in range(32)}
     assert set(cut.sum(dim=(1, 2)).tolist()) == {high * wide for high in range(4, 9) for wide in range(4, 9)}
 
 
-def test_cutout_hides_no_pixel_more_often_than_one_in_the_middle(images):
-    torch.manual_seed(0)
-    hidden = (CutOut(16, fill=(0, 0, 0))(torch.ones(4000, 1, 32, 32)) == 0).float().mean(dim=(0, 1))  # (32, 32)
-    assert hidden[16, 16] == pytest.approx(1 / 4, abs=0.03)  # (16 of 32 centers)²; 0.87 for squares kept inside
-    assert hidden[0, 0] == pytest.approx((9 / 32) ** 2, abs=0.02)
-
-
-def test_cutout_is_nearly_zero_after_normalize(images):
-    chain = Compose([CutOut(64, fill=MEAN), Normalize(MEAN, STD)])  # it covers everything, wherever its center is
-    assert chain(images).abs().max() < 0.01
-
-
-def test_zero_padding_and_zero_size_change_nothing(images):
-    assert torch.equal(RandomCrop(32, padding=0)(images), images)
-    assert torch.equal(CutOut(0, fill=MEAN)(images), images)
+def test_transforms_are_applied_in_their_order_and_leave_their_input_alone(images):
+    before = images.clone()
+    covered = Compose([RandomCrop(32, 4), RandomHorizontalFlip(), CutOut(64, fill=MEAN), Normalize(MEAN, STD)])(images)
+    assert covered.abs().max() < 0.01  # the square, which covers everything, has the mean color
+    assert torch.equal(images, before)

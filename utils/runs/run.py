@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -44,7 +45,7 @@ class Run:
     accelerator: Accelerator
     folder: Path
     loaders: tuple[DataLoader, DataLoader]  # training and test batches, on the device
-    model: nn.Module = field(init=False)
+    model: Any = field(default=None, init=False)  # the network, an nn.Module
     optimizer: Optimizer = field(init=False)
     search: LRSearch | None = field(default=None, init=False)
     max_lr: float = field(init=False)
@@ -94,9 +95,18 @@ class Run:
         return f"{hardware_of(self.accelerator)}\n{self.data}"
 
     def build(self) -> nn.Module:
-        """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation."""
+        """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation.
+
+        Later calls reset the same network, so that a notebook's variable stays the one that is trained.
+        """
         set_seed(self.session.recipe.seed, device_specific=True)
-        self.model, self.optimizer = self.session.build(self.accelerator.device)
+        model, self.optimizer = self.session.build(self.accelerator.device)
+        if self.model is None:
+            self.model = model
+        else:
+            self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model.load_state_dict(model.state_dict())
+            self.optimizer = self.session.optimizer(self.model, self.session.recipe.weight_decay)
         self.history = History()
         self.__dict__.pop("predictions", None)
         return self.model

@@ -1,0 +1,27 @@
+"""The hyperparameters of the sessions, and how they adapt to other data."""
+
+from dataclasses import astuple, fields
+
+from utils.recipes import SESSION7, SESSION8, SESSION9, Recipe
+
+
+def test_recipes_are_those_of_the_published_runs():
+    names = "session epochs top_epoch batch_size crop_padding cutout weight_decay max_grad_norm label_smoothing".split()
+    assert [field.name for field in fields(Recipe)][:12] == [*names, "start_div", "end_div", "seed"]
+    none = float("inf")
+    assert astuple(SESSION7)[:12] == (7, 20, 5, 128, 4, 16, 5e-4, none, 0.1, 10, 10_000, 0)
+    assert astuple(SESSION8)[:12] == (8, 24, 5, 512, 4, 8, 5e-4, none, 0.2, 100, 100, 0)
+    assert astuple(SESSION9)[:12] == (9, 24, 5, 128, 1, 0, 3e-4, 1.0, 0, 10, 10_000, 0)
+
+
+def test_small_data_get_at_least_twenty_steps_an_epoch():
+    assert [SESSION9.for_images(count).batch_size for count in (50_000, 1437, 39, 3)] == [128, 71, 1, 1]
+
+
+def test_processes_share_a_batch_equally():
+    assert [SESSION9.for_processes(count).batch_size for count in (1, 3, 4, 200)] == [128, 126, 128, 200]
+
+
+def test_peak_of_the_cycle_stays_at_the_same_fraction_of_the_epochs():
+    recipes = [SESSION9.for_epochs(epochs) for epochs in (24, 72, 8, 1)]
+    assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(24, 5), (72, 15), (8, 2), (1, 1)]
