@@ -1,9 +1,8 @@
 """Accuracy over seeds: ``python -m benchmarks.seeds ours --seeds 0 1 2``.
 
-It trains a variant of session 9 once per seed on the images that DATA names and saves its log and weights
-in runs/seeds/<variant>-<seed>/. The results are appended to benchmarks/seeds.csv and the accuracy of each
-epoch to benchmarks/histories.csv. Runs that are there already are not repeated. It prints a table per data set
-and number of epochs, and writes the whole runs on CIFAR-10 into the README.
+It trains a variant of session 9 once per seed in runs/seeds/<variant>-<seed>/ and appends the results to seeds.csv and
+the accuracy of each epoch to histories.csv. Runs that are there already are not repeated. It prints a table per data
+set and number of epochs, and writes the whole runs on CIFAR-10 into the README.
 """
 
 import argparse
@@ -107,33 +106,20 @@ def train(name: str, seed: int, data: ImageData, epochs: int) -> dict:
     for epoch, accuracies in enumerate(zip(history.train_accuracy, history.test_accuracy), start=1):
         values = [name, data.name, seed, epochs, epoch, *(f"{accuracy:.2f}" for accuracy in accuracies)]
         append(HISTORIES, HISTORY_COLUMNS, dict(zip(HISTORY_COLUMNS, values)))
-    return row | {
-        "train_accuracy": f"{history.train_accuracy[-1]:.2f}",
-        "test_accuracy": f"{history.test_accuracy[-1]:.2f}",
-        "seconds_per_epoch": f"{statistics.median(history.seconds):.1f}",
-    }
+    last = dict(zip(("train_accuracy", "test_accuracy"), values[-2:]))
+    return row | last | {"seconds_per_epoch": f"{statistics.median(history.seconds):.1f}"}
 
 
 def hold_out(data: ImageData, count: int = 5_000) -> ImageData:
     """Hold out ``count`` training images to choose recipes by, in place of the test images."""
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))
-    held, rest = order[:count], order[count:]
-    return replace(
-        data,
-        name=f"{data.name}, validation split",
-        is_cifar10=False,
-        train_images=data.train_images[rest],
-        train_labels=data.train_labels[rest],
-        test_images=data.train_images[held],
-        test_labels=data.train_labels[held],
-    )
+    held, rest = ((data.train_images[part], data.train_labels[part]) for part in (order[:count], order[count:]))
+    name = f"{data.name}, validation split"
+    return ImageData(name, data.classes, *rest, *held, data.mean, data.std)
 
 
 def read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.exists() else []
 
 
 def append(path: Path, columns: list[str], row: dict) -> None:
@@ -170,10 +156,8 @@ def select(rows: list[dict], data: str = "CIFAR-10", epochs: str = str(SESSION.r
 
 def write_readme(rows: list[dict]) -> None:
     """Write both tables between their marks in the README."""
-    text = README.read_text("utf-8")
-    for name, variants in (("ladder", LADDER), ("max-lr", MAX_LRS)):
-        text = fill_section(text, name, f"\n{table(select(rows), variants)}\n")
-    write_text(README, text)
+    text = fill_section(README.read_text("utf-8"), "ladder", f"\n{table(select(rows), LADDER)}\n")
+    write_text(README, fill_section(text, "max-lr", f"\n{table(select(rows), MAX_LRS)}\n"))
 
 
 def draw_curves() -> None:

@@ -1,18 +1,16 @@
 """Images per second, compared with the classic pipeline: ``python -m benchmarks.throughput 7 8 9``.
 
-Both pipelines train and test the same network on random images, in alternating rounds after a warm-up round;
-the table shows medians. Each has its own process, because ours changes how its process allocates memory.
+Both pipelines train and test the same network on random images; the table shows medians of rounds after a warm-up. The
+classic one is measured first, because ours changes how this process allocates memory.
 """
 
 import argparse
 import contextlib
 import io
-import multiprocessing
 import os
+import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +62,7 @@ def classic(session: Session, data: ImageData) -> tuple[partial, partial]:
     """The pipeline as students usually write it, in float32. It also tests on the training images."""
     recipe, gpu = session.recipe, torch.cuda.is_available()
     images: Any = list(zip(data.train_images.permute(0, 2, 3, 1).numpy(), data.train_labels.tolist()))
-    start = multiprocessing.get_all_start_methods()[0]  # the default; this process's is slow: it spawns
-    loader = partial(DataLoader, images, recipe.batch_size, num_workers=os.cpu_count() or 1, pin_memory=gpu,
-                     multiprocessing_context=start)  # fmt: skip
+    loader = partial(DataLoader, images, recipe.batch_size, num_workers=os.cpu_count() or 1, pin_memory=gpu)
     area = (recipe.cutout / 32) ** 2
     cutout = [transforms.RandomErasing(p=1.0, scale=(area, area), ratio=(1.0, 1.0))] if recipe.cutout else []
     augment = [transforms.RandomCrop(32, padding=recipe.crop_padding), transforms.RandomHorizontalFlip()]
@@ -91,34 +87,22 @@ def ours(session: Session, data: ImageData) -> tuple[partial, partial]:
     return training, partial(test, model, test_loader, accelerator)
 
 
-@cache
-def build(pipeline: Callable, number: int, count: int) -> tuple[partial, partial]:
-    """An epoch of training and one of testing, on ``count`` images of noise: their content does not change the time."""
+def noise(count: int) -> ImageData:
+    """``count`` random images: their content does not change the time."""
     images, labels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (count,))
-    data = ImageData("noise", (), images, labels, images, labels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    return pipeline(SESSIONS[number], data)
+    return ImageData("noise", (), images, labels, images, labels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def seconds(pipeline: Callable, number: int, count: int, phase: int) -> float:
-    """The duration of an epoch of training (0) or testing (1). Each reads its results, so a GPU has finished."""
-    epoch = build(pipeline, number, count)[phase]
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
-        epoch()
-    return time.perf_counter() - start
-
-
-def compare(number: int, count: int, rounds: int) -> str:
-    """A row of the table; a ratio is the median of the rounds' ratios."""
-    spawn, measured = multiprocessing.get_context("spawn"), []
-    with ProcessPoolExecutor(1, spawn) as one, ProcessPoolExecutor(1, spawn) as two:
-        order = [(one, classic, 0), (two, ours, 0), (one, classic, 1), (two, ours, 1)]  # of the columns
-        for _ in progress(range(rounds + 1), desc=f"session {number}"):
-            measured.append([pool.submit(seconds, kind, number, count, phase).result() for pool, kind, phase in order])
-    times = torch.tensor(measured)[1:]  # (rounds, 4), without the warm-up
-    a, b, c, d = (count / times.quantile(0.5, dim=0)).tolist()
-    training, testing = (times[:, ::2] / times[:, 1::2]).quantile(0.5, dim=0).tolist()
-    return f"| {number} | {a:,.0f} | {b:,.0f} ({training:.1f}×) | {c:,.0f} | {d:,.0f} ({testing:.1f}×) |"
+def speeds(pipeline: tuple[partial, partial], count: int, rounds: int, name: str) -> list[float]:
+    """Images per second in training and in testing."""
+    times: list[list[float]] = [[], []]
+    for _ in progress(range(rounds + 1), desc=name):
+        for epoch, measured in zip(pipeline, times):
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
+                epoch()  # it reads its results, so a GPU has finished
+            measured.append(time.perf_counter() - start)
+    return [count / statistics.median(measured[1:]) for measured in times]
 
 
 def main() -> None:
@@ -129,7 +113,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--readme", action="store_true", help="also write the table into the README")
     arguments = parser.parse_args()
-    rows = [compare(number, arguments.images, arguments.rounds) for number in arguments.sessions or SESSIONS]
+    data, rows = noise(arguments.images), []
+    numbers = arguments.sessions or list(SESSIONS)
+    found = [
+        [
+            speeds(make(SESSIONS[number], data), arguments.images, arguments.rounds, f"session {number}")
+            for number in numbers
+        ]
+        for make in (classic, ours)
+    ]
+    for number, (a, b), (c, d) in zip(numbers, *found):
+        rows.append(f"| {number} | {a:,.0f} | {c:,.0f} ({c / a:.1f}×) | {b:,.0f} | {d:,.0f} ({d / b:.1f}×) |")
     table = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD, *rows])
     print(table)
     if arguments.readme:

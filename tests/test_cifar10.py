@@ -182,7 +182,7 @@ def test_no_mirror_serves_it(root, mirrors):
         "HTTP Error 404",
         "corrupted",
         "(1) download",
-        "(2) set DATA to a folder",
+        "(2) git clone",
         "(3) set DATA=digits",
     ):
         assert part in message

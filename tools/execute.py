@@ -98,10 +98,8 @@ def main() -> None:
         except CellExecutionError as error:
             sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
         except (DeadKernelError, KeyboardInterrupt):  # the former when a cell is canceled
-            sys.exit(
-                f"\n{notebook} was stopped, by you or because memory ran out. All finished epochs are saved: "
-                "run the same command again to resume."
-            )
+            kept = "All finished epochs are saved: run the same command again to resume."
+            sys.exit(f"\n{notebook} was stopped, by you or because memory ran out. {kept}")
 
 
 if __name__ == "__main__":

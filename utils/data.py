@@ -75,7 +75,9 @@ def load_data(source: str | Path | None = None) -> ImageData:
         except DataError as error:
             if source == "cifar10":
                 raise
-            print(fallback_message(str(error)), flush=True)
+            frame = "#" * 100
+            print(frame, "NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD", textwrap.fill(str(error), 100),
+                  "All logs, figures and pictures that follow are about the digits.", frame, sep="\n\n", flush=True)  # fmt: skip
             return load_digits()
     if "://" in str(source):
         raise DataError(f"{source} is a URL, which is not supported: download the file and set DATA to its path.")
@@ -141,10 +143,7 @@ def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, on the scale 0 to 1, of uint8 ``(N, 3, H, W)``.
-
-    Computed from the histogram, so that no float copy of the images is needed.
-    """
+    """Mean and standard deviation, 0 to 1, of each channel of uint8 ``(N, 3, H, W)``, without a float copy of them."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     shares = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
     shares = shares.double() / shares.sum(1, keepdim=True)  # (3, 256)
@@ -153,19 +152,10 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def fallback_message(reason: str) -> str:
-    """A framed message: the digits replace CIFAR-10, for this reason."""
-    text = textwrap.fill(reason, 92)
-    lines = ["NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD", "", *text.splitlines()]
-    lines += ["", "All logs, figures and pictures that follow are about the digits."]
-    return "\n".join(["#" * 98, *(f"#  {line:<93} #" for line in lines), "#" * 98])
-
-
 class BatchDataset(Dataset):
-    """Returns B images ``(B, 3, 32, 32)`` and labels ``(B,)`` at once for B indices.
+    """Returns B images ``(B, 3, 32, 32)`` and labels ``(B,)`` at once, which a DataLoader asks for by ``__getitems__``.
 
-    A DataLoader asks a data set that has ``__getitems__`` for whole batches. To transform 512 images at
-    once costs less than to transfer them from a worker process.
+    To transform 512 images at once costs less than to transfer them from a worker process.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:

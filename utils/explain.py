@@ -12,36 +12,24 @@ from torchinfo.enums import Units
 from models.model9 import TransformerModel
 
 STUCK_WEIGHTS = Path(__file__).parents[1] / "static/session9/pytorch_init.pt"  # trained from PyTorch's initialization
-COLUMNS = ("kernel_size", "output_size", "num_params", "mult_adds")
 SMALLEST_MAP = 5  # in pixels; a coarser map says little, and the assignment does not allow it
 
 
 def model_table(model: nn.Module, batch_size: int = 20) -> str:
     """torchinfo's table for a batch of 3×32×32 images: kernels, shapes, parameters, mult-adds."""
-    table = summary(
-        model,
-        input_size=(batch_size, 3, 32, 32),
-        col_names=COLUMNS,
-        row_settings=("var_names",),
-        col_width=17,
-        device="cpu",
-        verbose=0,
+    names, size = ("kernel_size", "output_size", "num_params", "mult_adds"), (batch_size, 3, 32, 32)
+    text = str(
+        summary(model, size, col_names=names, row_settings=("var_names",), col_width=17, device="cpu", verbose=0)
     )
-    text = str(table)
     for unit in Units:  # since Python 3.11 torchinfo prints "Units.MEGABYTES" where it means "M"
         text = text.replace(str(unit), unit.value)
     return text
 
 
 def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM: where in each image ``layer`` finds evidence for a class.
+    """Grad-CAM: where in each image ``layer``, for example ``"layer3.0"``, finds evidence for a class.
 
-    Args:
-        layer: name of a layer, for example ``"layer3"`` or ``"layer3.0"``.
-        images: normalized, ``(N, 3, H, W)``.
-        classes: ``(N,)``, one class per image.
-
-    Returns: heat maps ``(N, H, W)``, scaled to 0 … 1 in each image.
+    Normalized images ``(N, 3, H, W)`` and one class for each, ``(N,)`` → heat maps ``(N, H, W)``, each from 0 to 1.
 
     Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
 
@@ -74,14 +62,10 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
 def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     """Singular values of the signal after each stage, with the mean over the batch removed.
 
-    They show how many directions of the signal survive. BatchNorm uses the statistics of these images, as
-    in training, because an untrained network has no others.
-
-    Args:
-        images: normalized, ``(N, 3, 32, 32)``, with N at least 48.
-
-    Returns: ``(5, 48)``, in descending order in each row: of X after global average pooling and after each
-    of the four ULTIMUS blocks. If one value is far larger than the rest, the batch lies on a line.
+    They show how many directions of the signal survive: if one value is far larger than the rest, the batch lies on a
+    line. Normalized images ``(N, 3, 32, 32)`` → ``(5, min(N, 48))``, in descending order in each row: of X after global
+    average pooling and after each of the four ULTIMUS blocks. BatchNorm uses the statistics of these images, as in
+    training, because an untrained network has no others.
     """
     model = copy.deepcopy(model).train()  # a copy, because BatchNorm updates its running averages
     stages = [model.features(images)]  # (N, 48)

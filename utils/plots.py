@@ -40,6 +40,15 @@ def figure(rows: int, columns: int, size: tuple[float, float], title: str) -> tu
     return fig, list(axes.flat)
 
 
+def line_plot(ax, **labels) -> None:
+    """Axis labels, a grid and the legend of a plot of lines."""
+    ax.set(**labels)
+    if labels["xlabel"] == "epoch":
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+    ax.legend()
+
+
 def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
     """Images ``(N, 3, H, W)`` on the scale 0 to 1, in rows of five, with their titles."""
     rows = max(1, -(-len(images) // 5))
@@ -120,10 +129,7 @@ def loss_and_accuracy_graphs(run) -> Figure:
     ):
         ax.plot(epochs, train, color=TRAIN, marker=".", label=f"train (augmented), last {train[-1]:.4g}")
         ax.plot(epochs, test, color=TEST, marker=".", label=f"test, last {test[-1]:.4g}")
-        ax.set(xlabel="epoch", ylabel=name)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.grid(alpha=0.3)
-        ax.legend()
+        line_plot(ax, xlabel="epoch", ylabel=name)
     return fig
 
 
@@ -132,10 +138,7 @@ def accuracy_curves(curves: Mapping[str, Sequence[float]], data_name: str) -> Fi
     fig, (ax,) = figure(1, 1, (9, 4.5), f"Test accuracy · {data_name}")
     for label, accuracies in curves.items():
         ax.plot(range(1, len(accuracies) + 1), accuracies, marker=".", label=f"{label}: {accuracies[-1]:.1f}%")
-    ax.set(xlabel="epoch", ylabel="test accuracy in %")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(alpha=0.3)
-    ax.legend()
+    line_plot(ax, xlabel="epoch", ylabel="test accuracy in %")
     return fig
 
 
@@ -156,9 +159,7 @@ def lr_finder_plot(run) -> Figure:
     # The losses after divergence would flatten the interesting part.
     start, lowest = search.losses[0], min(search.losses)
     ax.set_ylim(lowest - 0.1, start + (start - lowest) / 2 + 0.1)
-    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
-    ax.grid(alpha=0.3)
-    ax.legend()
+    line_plot(ax, xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
     return fig
 
 
@@ -169,9 +170,7 @@ def lr_history_plot(run) -> Figure:
     fig, (ax,) = figure(1, 1, (7, 4), f"Learning rate of each step · {run.data.name}")
     ax.plot(lrs, color=TRAIN)
     ax.plot(top, lrs[top], "o", color=TEST, label=f"maximum: {lrs[top]:.4f} at step {top + 1:,}")
-    ax.set(xlabel=f"step ({len(lrs):,} in {len(run.history.lr)} epochs)", ylabel="learning rate")
-    ax.grid(alpha=0.3)
-    ax.legend()
+    line_plot(ax, xlabel=f"step ({len(lrs):,} in {len(run.history.lr)} epochs)", ylabel="learning rate")
     return fig
 
 
@@ -181,15 +180,10 @@ def confusion_matrix(run) -> Figure:
 
     logits, labels = run.predictions
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {run.data.name}")
+    true, predicted = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
+    names, look = list(map(plain, run.data.classes)), {"cmap": "Blues", "colorbar": False, "xticks_rotation": 45}
     ConfusionMatrixDisplay.from_predictions(
-        labels.cpu().numpy(),
-        logits.argmax(dim=1).cpu().numpy(),
-        labels=range(len(run.data.classes)),
-        display_labels=list(map(plain, run.data.classes)),
-        cmap="Blues",
-        colorbar=False,
-        xticks_rotation=45,
-        ax=ax,
+        true, predicted, labels=range(len(names)), display_labels=names, ax=ax, **look
     )
     return fig
 

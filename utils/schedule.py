@@ -27,26 +27,20 @@ SEARCH_STEPS = 120  # of the range test: 20 for every factor of ten
 
 @dataclass(frozen=True)
 class LRSearch:
-    """The result of a range test: the smoothed loss at each learning rate, and the max LR that follows from it.
-
-    ``divergence_lr`` is the learning rate at which the loss rises again. If it never does (``diverges`` is False), it
-    is the one at which the loss stops falling.
-    """
+    """The result of a range test: the smoothed loss at each learning rate, and the max LR that follows from it."""
 
     lrs: list[float]
     losses: list[float]
-    divergence_lr: float
-    diverges: bool
+    divergence_lr: float  # where the loss is back at its start or, if that never happens, where it stops falling
+    diverges: bool  # whether it is back at its start
     suggestion: float
 
     def __str__(self) -> str:
         never = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
         what = "The loss falls, rises and is back at its start at" if self.diverges else never
-        text = f"{what} LR {self.divergence_lr:.4f}. Suggested max LR: {self.suggestion:.4f}"
-        if self.diverges:
-            share = round(self.divergence_lr / self.suggestion)
-            text += f", 1/{share} of it: a third, so that training stays stable, and less for batches smaller than 512"
-        return text + "."
+        share = f", 1/{self.divergence_lr / self.suggestion:.0f} of it: a third, so that training stays stable, "
+        why = f"{share}and less for batches smaller than 512" if self.diverges else ""
+        return f"{what} LR {self.divergence_lr:.4f}. Suggested max LR: {self.suggestion:.4f}{why}."
 
 
 def find_lr(

@@ -22,10 +22,7 @@ MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", 
 
 @dataclass
 class History:
-    """What a run has measured: one entry per epoch, except ``step_lr`` (one per step) and ``log`` (two lines per epoch).
-
-    Accuracies are in percent.
-    """
+    """What a run has measured, one entry per epoch if nothing else is said; accuracies are in percent."""
 
     lr: list[float] = field(default_factory=list)  # of the epoch's last step
     train_loss: list[float] = field(default_factory=list)  # mean over the images, in training mode
@@ -33,8 +30,8 @@ class History:
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # training and testing
-    step_lr: list[float] = field(default_factory=list)
-    log: list[str] = field(default_factory=list)  # as printed
+    step_lr: list[float] = field(default_factory=list)  # of every step
+    log: list[str] = field(default_factory=list)  # two lines per epoch, as printed
 
 
 def train(

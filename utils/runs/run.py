@@ -34,10 +34,10 @@ SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
 
 @dataclass
 class Run:
-    """One training run of a session: open, build, find_lr, fit and finish, in this order.
+    """One training run of a session: open, build, find_lr, fit, show and finish, in this order.
 
-    All files are written to ``folder``. An interrupted run resumes after its last complete epoch. With
-    several processes, all of them train and the first one writes.
+    All files are written to ``folder``. An interrupted run resumes after its last complete epoch. With several
+    processes, all of them train and the first one writes.
     """
 
     session: Session  # its recipe is the one that this run trains with

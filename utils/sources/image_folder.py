@@ -57,9 +57,8 @@ def read_images(source: Path) -> dict:
     except BrokenPipeError:  # from the progress bar, not from the images
         raise
     except OSError as error:
-        raise DataError(
-            f"{source} cannot be read ({error.strerror or error}): check its permissions and disk."
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"{source} cannot be read ({reason}): check its permissions and disk.") from error
 
 
 def fingerprint(source: Path) -> str:
@@ -107,15 +106,13 @@ def decode(folder: Path, source: Path) -> dict:
     labels_of, samples = {name: label for label, name in enumerate(train)}, {}
     for split in SPLITS:
         try:
-            samples[split] = make_dataset(
-                top / split, labels_of, is_valid_file=lambda path: visible(path) and is_image_file(path)
-            )
+            shown = lambda path: visible(path) and is_image_file(path)  # noqa: E731
+            samples[split] = make_dataset(top / split, labels_of, is_valid_file=shown)
         except FileNotFoundError as error:  # it lists the classes
             raise DataError(f"{source}: {split}: {str(error).strip()} Add .png or .jpg images.") from error
     images: dict = {"classes": tuple(map(printable, train)), "digests": []}
-    with progress(
-        total=sum(map(len, samples.values())), desc=f"Decoding {printable(source.name)}", unit=" images"
-    ) as bar:
+    count, title = sum(map(len, samples.values())), f"Decoding {printable(source.name)}"
+    with progress(total=count, desc=title, unit=" images") as bar:
         for split in SPLITS:
             pixels = np.empty((len(samples[split]), 32, 32, 3), dtype=np.uint8)
             for i, (path, _) in enumerate(samples[split]):
@@ -178,10 +175,9 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def digest(images: Tensor, labels: Tensor) -> str:
-    """A digest of labeled images that does not depend on their order or file format.
+    """A digest of labeled images, uint8 ``(N, 3, 32, 32)`` and int64 ``(N,)``, in whatever order.
 
-    It is the SHA-256 of the sorted SHA-256 digests of each label's byte and pixels: images uint8
-    ``(N, 3, 32, 32)``, labels int64 ``(N,)``.
+    It is the SHA-256 of the sorted SHA-256 digests of each label's byte and pixels.
     """
     pixels = images.flatten(1).numpy()
     each = (hashlib.sha256(bytes([label]) + row.tobytes()).digest() for label, row in zip(labels.tolist(), pixels))

@@ -12,8 +12,8 @@ from torch import nn
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next step.
 
-    By default, glibc returns large blocks to the system, which zeroes them page by page when the next step
-    allocates them again. That takes a fifth of a training step on a CPU.
+    By default, glibc returns large blocks to the system, which zeroes them page by page when the next step allocates
+    them again. That takes a fifth of a training step on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h

@@ -46,15 +46,13 @@ def broadcast(value: Any) -> Any:
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
     """An accelerator for the GPU, if there is one and not ``cpu``, else for the CPU.
 
-    Args:
-        tensorboard: log to the subfolder ``tensorboard`` of this folder.
-        precision: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``, see ``fast_precision``. With several
-            processes, the first one chooses for all.
+    With ``tensorboard``, it logs to the subfolder ``tensorboard`` of that folder. The ``precision`` is ``"float32"``,
+    ``"bfloat16"``, ``"float16"`` or ``"auto"``: what ``fast_precision`` says in the first process.
     """
     state = join_processes(cpu)
     AcceleratorState._reset_state()  # otherwise the precision of an earlier accelerator would stay
     # Processes share a batch of the recipe's size, so that a step sees as many images as with one process. The last,
-    # smaller batch is filled up with the epoch's first images: of CIFAR-10, up to 176 images are seen twice.
+    # smaller batch is filled up with the epoch's first images: up to 176 images of CIFAR-10 are seen twice.
     sharing = DataLoaderConfiguration(split_batches=True)
     device = state.device
     if precision == "float16" and device.type == "cpu":
@@ -82,10 +80,8 @@ def fast_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device.type == "cpu":
-        # private in PyTorch; an older version may lack them
-        amx, avx512 = (
-            getattr(torch.cpu, f"_is_{feature}_supported", bool)() for feature in ("amx_tile", "avx512_bf16")
-        )
+        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private; an older PyTorch may lack them
+        amx, avx512 = (getattr(torch.cpu, name, bool)() for name in names)
         if amx or (avx512 and cpu_field("vendor_id") == "AuthenticAMD"):
             return "bfloat16"
     return "float32"

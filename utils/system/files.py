@@ -76,20 +76,18 @@ def load_tensors(path: str | Path) -> dict:
     """
     import torch
 
+    wrong = "is not a weights file: give the weights.pt of a run."
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        if isinstance(content, dict):
+            return content
+    except pickle.UnpicklingError:
         if zipfile.is_zipfile(path):
-            raise FileError(
-                f"{path} contains objects that could run code, so it was not loaded: only use files that this program wrote."
-            ) from error
-        raise FileError(f"{path} is not a weights file: give the weights.pt of a run.") from error
+            wrong = (
+                "contains objects that could run code, so it was not loaded: only use files that this program wrote."
+            )
     except (OSError, EOFError, RuntimeError) as error:
+        wrong = "is damaged or truncated: download it again, or move it away and train again."
         if isinstance(error, OSError) and error.filename:
-            raise FileError(f"{path} cannot be read ({error.strerror}): give the weights.pt of a run.") from error
-        raise FileError(
-            f"{path} is damaged or truncated: download it again, or move it away and train again."
-        ) from error
-    if not isinstance(content, dict):
-        raise FileError(f"{path} is not a weights file: give the weights.pt of a run.")
-    return content
+            wrong = f"cannot be read ({error.strerror}): give the weights.pt of a run."
+    raise FileError(f"{path} {wrong}")
