@@ -22,7 +22,7 @@ from models.model7 import ResNet
 from models.model9 import TransformerModel
 from tests.conftest import SESSION9
 from tests.small import save_weights
-from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
+from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message
 from utils import schedule, training
 from utils.data import load_data
 from utils.runs.run import Run
@@ -71,14 +71,6 @@ def test_session_7_in_smoke_mode_shows_what_its_notebook_shows(monkeypatch, tmp_
         assert (folder / picture).exists(), picture
 
 
-def test_a_given_max_lr_is_used(folder, monkeypatch):
-    call(*TWO_EPOCHS, "--max-lr", "0.01", "--device", "cpu")
-    assert json.loads((folder / "run.json").read_text())["max_lr"] == 0.01
-    steps = torch.load(folder / "checkpoint.pt", weights_only=True)["history"]["step_lr"]
-    assert max(steps) == pytest.approx(0.01)
-    assert not (folder / "lr_finder.json").exists() and not (folder / "lr_finder_plot.png").exists()
-
-
 def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
     call(*TWO_EPOCHS, "--tensorboard")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -89,14 +81,6 @@ def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):
             [float(row[column]) for row in rows], rel=1e-4
         )
     assert {"loss_and_accuracy_graphs", "confusion_matrix"} == set(events.Tags()["images"])
-
-
-def test_ctrl_c_keeps_finished_epochs(folder, monkeypatch, capsys):
-    stop_in_the_second_epoch(monkeypatch)
-    capsys.readouterr()
-    call(*TWO_EPOCHS)
-    assert "Resuming after epoch 1:" in capsys.readouterr().out
-    assert json.loads((folder / "run.json").read_text())["epochs"] == 2
 
 
 def test_evaluate_wants_the_classes_it_learned():

@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
 from tests.small import DIGITS, small_run
-from tests.terminal import TWO_EPOCHS, call, exit_message, interrupt_epoch, stop_in_the_second_epoch
+from tests.terminal import TWO_EPOCHS, exit_message, interrupt_epoch
 from utils import training
 from utils.data import load_data, make_loaders
 from utils.optimizers import adam
@@ -25,7 +25,6 @@ from utils.sessions import SESSIONS
 from utils.system import device
 from utils.system.device import make_accelerator, precision_of
 from utils.system.files import load_tensors, save_tensors
-from utils.system.settings import run_folder
 
 ROOT = Path(__file__).parents[1]
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
@@ -82,15 +81,6 @@ def assert_as_if_never_stopped(folder, whole, capsys):
     )
     assert len(history.log) == len((folder / "history.csv").read_text("utf-8").splitlines()) * 2 - 2 == 8
     assert not list(folder.glob("*.part"))
-
-
-def test_stop_after_two_epochs(tmp_path, whole, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        interrupt_epoch(3, patch)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path)
-    capsys.readouterr()
-    assert_as_if_never_stopped(tmp_path, whole, capsys)
 
 
 KILLED = """
@@ -151,20 +141,6 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halves.state_dict()[name]), name
     assert precision_of(make_accelerator()) == here
-
-
-def test_settings_are_read_when_asked(monkeypatch, tmp_path):
-    """RUNS takes effect even if a cell sets it after the imports."""
-    monkeypatch.setenv("RUNS", str(tmp_path))
-    assert run_folder("session9") == tmp_path / "smoke/session9"
-    monkeypatch.setenv("EVA8_SMOKE", "0")
-    assert run_folder("session9") == tmp_path / "session9"
-
-
-def test_smoke_mode_trains_two_epochs(tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS", str(tmp_path))
-    assert Run.open(SESSIONS[9], load_data()).session.recipe.epochs == 2
-    assert Run.open(SESSIONS[9], load_data(), epochs=3).session.recipe.epochs == 3
 
 
 def start(data, **changes):
@@ -240,12 +216,3 @@ def test_lock_that_cannot_be_taken_names_its_file(folder, monkeypatch):
 def test_runs_that_is_no_folder(folder, monkeypatch):
     folder.parent.write_text("a file stands where the folder should")
     assert "session9 cannot be created (" in exit_message(*TWO_EPOCHS)
-
-
-def test_damaged_plan_counts_as_another_run(folder, monkeypatch, capsys):
-    stop_in_the_second_epoch(monkeypatch)
-    (folder / "plan.json").write_text('{"recipe": ')
-    checkpoint = (folder / "checkpoint.pt").read_bytes()
-    call(*TWO_EPOCHS)
-    (aside,) = folder.parent.glob("session9-*")
-    assert (aside / "checkpoint.pt").read_bytes() == checkpoint and f"moved to {aside}/" in capsys.readouterr().out
