@@ -162,10 +162,10 @@ def write_readme(rows: list[dict]) -> None:
 
 def draw_curves() -> None:
     """Draw the README's first picture, if there is a whole run of seed 0 on CIFAR-10 for each of its curves."""
-    rows = [row for row in select(read(HISTORIES)) if row["seed"] == "0"]
-    curves = {
-        label: [float(row["test_accuracy"]) for row in rows if row["variant"] == name] for name, label in CURVES.items()
-    }
+    curves: dict[str, list[float]] = {label: [] for label in CURVES.values()}
+    for row in select(read(HISTORIES)):
+        if row["seed"] == "0" and row["variant"] in CURVES:
+            curves[CURVES[row["variant"]]].append(float(row["test_accuracy"]))
     if all(curves.values()):
         accuracy_curves(curves, "CIFAR-10, seed 0").savefig(PICTURE)
 

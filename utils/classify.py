@@ -27,10 +27,7 @@ class Classifier:
     def __call__(self, image: str | Path, count: int = 3) -> dict[str, float]:
         """The ``count`` most probable classes of an image file with their probabilities, in descending order.
 
-        The center square of the image is scaled to 32×32 pixels.
-
-        Raises:
-            DataError: the file is not an image.
+        The center square of the image is scaled to 32×32 pixels. Raises DataError if the file is no image.
         """
         try:
             picture = read_rgb(image)
@@ -39,16 +36,14 @@ class Classifier:
         except UNREADABLE as error:
             raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
-        probabilities = self.model(self.normalize(pixels))[0].softmax(dim=0)  # (C,)
-        best = probabilities.topk(min(count, len(self.classes)))
+        best = self.model(self.normalize(pixels))[0].softmax(dim=0).topk(min(count, len(self.classes)))
         return {self.classes[i]: round(p, 4) for p, i in zip(best.values.tolist(), best.indices.tolist())}
 
 
 def load_classifier(path: str | Path) -> Classifier:
     """Load the trained network of a run's ``weights.pt``, to the CPU.
 
-    Raises:
-        FileError: the file cannot be read, or is not that of a finished run.
+    Raises FileError: the file cannot be read, or is not that of a finished run.
     """
     content = load_tensors(path)
     try:

@@ -60,8 +60,7 @@ def load_data(source: str | Path | None = None) -> ImageData:
             of an archive of one, or ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default:
             the environment variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
 
-    Raises:
-        DataError: the images are not available or not usable; the message says how to fix it.
+    Raises DataError: the images are not available or not usable; the message says how to fix it.
     """
     if source is None:
         if smoke():

@@ -33,8 +33,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
 
     Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
 
-    Raises:
-        ValueError: the model has no such layer, or the layer's feature map is smaller than 5×5 pixels.
+    Raises ValueError: the model has no such layer, or the layer's feature map is smaller than 5×5 pixels.
     """
     from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget

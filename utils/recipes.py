@@ -34,10 +34,7 @@ class Recipe:
         return {7: "ResNet-18", 8: "a custom ResNet", 9: "ULTIMUS"}[self.session]
 
     def for_images(self, count: int) -> "Recipe":
-        """The recipe for ``count`` training images, with a batch size that gives at least 20 steps per epoch.
-
-        For CIFAR-10 the batch size stays as it is. The 1,437 digits would otherwise have three steps per epoch.
-        """
+        """The recipe for ``count`` training images, with at least 20 steps per epoch; that of CIFAR-10 stays as it is."""
         return replace(self, batch_size=max(1, min(self.batch_size, count // 20)))
 
     def for_processes(self, count: int) -> "Recipe":

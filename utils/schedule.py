@@ -59,8 +59,7 @@ def find_lr(
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
 
-    Raises:
-        TrainingError: the loss became infinite too early to judge, or the GPU runs out of memory.
+    Raises TrainingError: the loss became infinite too early to judge, or the GPU runs out of memory.
     """
     device, was_training = accelerator.device, model.training
     dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)

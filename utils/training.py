@@ -105,11 +105,11 @@ def predict(
     """
     model.eval()
     quiet = accelerator is not None and not accelerator.is_main_process
-    answers = []
+    outputs = []
     for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False, disable=quiet):
-        answer = model(images.flip(-1) if mirrored else images).float(), labels
-        answers.append(accelerator.gather_for_metrics(answer) if accelerator else answer)
-    logits, labels = zip(*answers)
+        output = model(images.flip(-1) if mirrored else images).float(), labels
+        outputs.append(accelerator.gather_for_metrics(output) if accelerator else output)
+    logits, labels = zip(*outputs)
     return torch.cat(logits), torch.cat(labels)
 
 
@@ -125,8 +125,7 @@ def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, acc
     count = max(len(train_set) // 10, 10 * batch_size) // processes  # type: ignore[arg-type]
     # Eager, because a compiled model would be compiled again for a pass without gradients.
     with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
-        some = torch.randperm(len(train_set))[:count]  # type: ignore[arg-type]
-        parts = some.split(batch_size // processes)
+        parts = torch.randperm(len(train_set))[:count].split(batch_size // processes)  # type: ignore[arg-type]
         update_bn((train_set.__getitems__(part.tolist()) for part in parts), model)  # type: ignore[attr-defined]
     for statistic in model.buffers():
         if statistic.is_floating_point():
@@ -169,8 +168,7 @@ def fit(
         history: of the epochs that are already done; training continues after them.
         after_epoch: called with the history after every epoch, for example to save a checkpoint.
 
-    Raises:
-        TrainingError: the loss is no longer finite, or the GPU runs out of memory.
+    Raises TrainingError: the loss is no longer finite, or the GPU runs out of memory.
     """
     history = history or History()
     train_loader, test_loader = loaders

@@ -62,8 +62,7 @@ class TrainingState:
 
         If the number of processes has changed, the random state stays as this process has seeded it.
 
-        Raises:
-            FileError: the file was saved by a run of another network or optimizer.
+        Raises FileError: the file was saved by a run of another network or optimizer.
         """
         rank = self.accelerator.process_index
         try:

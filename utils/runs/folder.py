@@ -46,18 +46,19 @@ def move_aside(folder: Path) -> Path:
     """Rename ``folder`` after the time of its last change and make an empty one; returns the new name."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
     aside = folder.with_name(f"{folder.name}-{stamp}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-2")
     folder.rename(aside)
     folder.mkdir()
-    print(f"The earlier run was moved to {aside}/", flush=True)
     return aside
 
 
 def open_folder(folder: Path, plan: dict) -> None:
     """Prepare ``folder``: it is empty or contains an unfinished run with this ``plan``. Any other run is moved aside.
 
-    Raises:
-        FileError: another process is writing to ``folder``, or it cannot be created.
+    Raises FileError: another process is writing to ``folder``, or it cannot be created.
     """
+    aside = None
     try:
         lock_folder(folder)
         if is_unfinished(folder, plan):
@@ -67,11 +68,13 @@ def open_folder(folder: Path, plan: dict) -> None:
         if smoke():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists() and any(folder.iterdir()):
-            move_aside(folder)
+            aside = move_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder} cannot be created ({error.strerror}): set RUNS to a writable folder.") from error
     write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
+    if aside:
+        print(f"The earlier run was moved to {aside}/", flush=True)
 
 
 def start_anew(folder: Path) -> None:
@@ -80,3 +83,4 @@ def start_anew(folder: Path) -> None:
     for name in ("plan.json", "lr_finder.json"):
         if (aside / name).exists():
             shutil.copy2(aside / name, folder)
+    print(f"The earlier run was moved to {aside}/", flush=True)

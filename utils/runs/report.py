@@ -71,19 +71,14 @@ def results(run) -> dict:
     ``flip_averaged`` is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
     """
     recipe, history, data = run.session.recipe, run.history, run.data
-    facts = {
-        "session": recipe.session,
+    facts = {name: getattr(recipe, name) for name in ("session", "epochs", "top_epoch", "batch_size", "seed")} | {
         "data": data.name,
         "is_cifar10": data.is_cifar10,
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "smoke": smoke(),
-        "epochs": len(history.lr),
-        "top_epoch": recipe.top_epoch,
-        "batch_size": recipe.batch_size,
         "first_lr": history.step_lr[0],
         "max_lr": run.max_lr,
-        "seed": recipe.seed,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "train_accuracy": history.train_accuracy[-1],
         "test_accuracy": history.test_accuracy[-1],

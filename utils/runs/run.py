@@ -226,8 +226,7 @@ class Run:
     def finish(self) -> dict:
         """Write ``run.json``, with which the run counts as finished, and print the results.
 
-        Raises:
-            TrainingError: the run has not been trained to its end.
+        Raises TrainingError: the run has not been trained to its end.
         """
         if len(self.history.lr) < self.session.recipe.epochs:
             raise TrainingError("the network is not trained to the end: call fit first, which also resumes.")
@@ -244,11 +243,7 @@ class Run:
 
 def check_settings(recipe: Recipe, max_lr: float | None) -> None:
     """Raise TrainingError if a setting is out of its range."""
-    for name, value, low, high in (
-        ("epochs", recipe.epochs, 1, 10_000),
-        ("batch size", recipe.batch_size, 1, 1_000_000),
-        ("seed", recipe.seed, 0, 2**32 - 1),
-        ("max LR", max_lr, 1e-9, 1e6),
-    ):
+    counts = ("epochs", recipe.epochs, 1, 10_000), ("batch size", recipe.batch_size, 1, 1_000_000)
+    for name, value, low, high in (*counts, ("seed", recipe.seed, 0, 2**32 - 1), ("max LR", max_lr, 1e-9, 1e6)):
         if value is not None and not low <= value <= high:
             raise TrainingError(f"{name} is {value}: it must be from {low} to {high}.")

@@ -16,8 +16,7 @@ KINDS = {suffix: kind for kind, suffixes, _ in shutil.get_unpack_formats() for s
 def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack ``archive`` into a folder beside it, which is removed afterwards.
 
-    Raises:
-        DataError: it is no archive, or a damaged or unsafe one, or there is no space.
+    Raises DataError: it is no archive, or a damaged or unsafe one, or there is no space.
     """
     kind = next((KINDS[suffix] for suffix in KINDS if archive.name.lower().endswith(suffix)), None)
     if kind is None:

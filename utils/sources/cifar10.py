@@ -36,8 +36,7 @@ def fetch_cifar10(root: Path) -> Path:
 
     Returns: ``root`` if it contains the unpacked archive, else the path of an archive of PNG files.
 
-    Raises:
-        DataError: no mirror served it, or ``root`` cannot be written.
+    Raises DataError: no mirror served it, or ``root`` cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)

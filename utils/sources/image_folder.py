@@ -35,8 +35,7 @@ def read_images(source: Path) -> dict:
     Returns: ``classes``, ``train_images`` uint8 ``(N, 3, 32, 32)``, ``train_labels`` int64 ``(N,)``, ``test_images``,
     ``test_labels``, and ``digests`` of both sets, which are ``CIFAR10_DIGESTS`` only for CIFAR-10 itself.
 
-    Raises:
-        DataError: one line that names the file, the error and the remedy.
+    Raises DataError: one line that names the file, the error and the remedy.
     """
     try:
         if not source.exists():
@@ -97,11 +96,12 @@ def decode(folder: Path, source: Path) -> dict:
 
     top = find_splits(folder, source)
     train, test = (list(filter(visible, find_classes(top / split)[0])) for split in SPLITS)
-    if train != test:
-        odd = ", ".join(sorted(set(train) ^ set(test)))
+    odd, names = (
+        textwrap.shorten(", ".join(some), 300, placeholder=" …") for some in (sorted({*train} ^ {*test}), train)
+    )
+    if odd:
         raise DataError(f"{source}: train and test must have the same classes, only one of them has {odd}.")
     if len(train) != 10:
-        names = textwrap.shorten(", ".join(train), 300, placeholder=" …")
         raise DataError(f"{source} has {len(train)} classes, but these networks distinguish 10: {names}.")
     labels_of, samples = {name: label for label, name in enumerate(train)}, {}
     for split in SPLITS:

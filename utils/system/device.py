@@ -20,8 +20,7 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch
 def join_processes(cpu: bool = False) -> PartialState:
     """The device of this process, and its place among the processes that a launcher such as torchrun has started.
 
-    Raises:
-        TrainingError: the launcher's environment variables are incomplete.
+    Raises TrainingError: the launcher's environment variables are incomplete.
     """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU"]:
         del os.environ[name]  # they would change the training, for example accumulate gradients

@@ -19,8 +19,7 @@ from utils.system.errors import FileError
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path, then rename that file to ``path``.
 
-    Raises:
-        FileError: the disk is full or read-only; an existing file at ``path`` is unchanged.
+    Raises FileError: the disk is full or read-only; an existing file at ``path`` is unchanged.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -71,8 +70,7 @@ def save_tensors(path: Path, content: dict) -> None:
 def load_tensors(path: str | Path) -> dict:
     """Load what ``save_tensors`` wrote, to the CPU.
 
-    Raises:
-        FileError: the file is missing, damaged, of another kind, or contains more than tensors and plain values.
+    Raises FileError: the file is missing, damaged, of another kind, or contains more than tensors and plain values.
     """
     import torch
 
