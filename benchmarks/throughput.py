@@ -106,28 +106,27 @@ def speeds(pipeline: tuple[partial, partial], count: int, rounds: int, name: str
 
 
 def main() -> None:
-    count = 50_000 if torch.cuda.is_available() else 2048
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sessions", type=int, nargs="*", choices=[*SESSIONS, []], help="default: all")
-    parser.add_argument("--images", type=int, default=count, help="per round (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=50_000 if torch.cuda.is_available() else 2048, help="per round")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--readme", action="store_true", help="also write the table into the README")
-    arguments = parser.parse_args()
-    data, rows = noise(arguments.images), []
-    numbers = arguments.sessions or list(SESSIONS)
+    options = parser.parse_args()
+    data, numbers = noise(options.images), options.sessions or list(SESSIONS)
     found = [
         [
-            speeds(make(SESSIONS[number], data), arguments.images, arguments.rounds, f"session {number}")
+            speeds(make(SESSIONS[number], data), options.images, options.rounds, f"session {number}")
             for number in numbers
         ]
         for make in (classic, ours)
     ]
+    table = [f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD]
     for number, (a, b), (c, d) in zip(numbers, *found):
-        rows.append(f"| {number} | {a:,.0f} | {c:,.0f} ({c / a:.1f}×) | {b:,.0f} | {d:,.0f} ({d / b:.1f}×) |")
-    table = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD, *rows])
-    print(table)
-    if arguments.readme:
-        write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{table}\n"))
+        table.append(f"| {number} | {a:,.0f} | {c:,.0f} ({c / a:.1f}×) | {b:,.0f} | {d:,.0f} ({d / b:.1f}×) |")
+    text = "\n".join(table)
+    print(text)
+    if options.readme:
+        write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{text}\n"))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The layout is that of torchvision's ``ImageFolder``, for each split: ``train/<cl
 
 import hashlib
 import os
+import re
 import textwrap
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -131,23 +132,17 @@ def printable(name: str) -> str:
 
 def find_splits(folder: Path, source: Path) -> Path:
     """The folder that contains ``train/`` and ``test/``: ``folder`` or one inside it."""
-    tops = []
-    for place, folders, files in os.walk(folder):
-        if "data_batch_1" in files:
-            raise DataError(
-                f"{source} is CIFAR-10's own archive: put it into data/ (or $DATA_ROOT) and set DATA=cifar10."
-            )
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        if set(SPLITS) <= set(folders):
-            tops.append(Path(place))
-            folders.clear()
-    if not tops:
-        raise DataError(
-            f"{source} contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this."
-        )
-    if len(tops) > 1:
+    if any(folder.rglob("data_batch_1")):
+        raise DataError(f"{source} is CIFAR-10's own archive: put it into data/ (or $DATA_ROOT) and set DATA=cifar10.")
+    pairs = [train for train in folder.rglob("train") if train.is_dir() and train.with_name("test").is_dir()]
+    tops = [train.parent for train in pairs if not re.search(r"/(\.|__MACOSX)", f"/{train.relative_to(folder)}")]
+    if len(tops) == 1:
+        return tops[0]
+    if tops:
         raise DataError(f"{source} contains train/ and test/ {len(tops)} times: give the path of one of the copies.")
-    return tops[0]
+    raise DataError(
+        f"{source} contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this."
+    )
 
 
 def decode_image(path: str, name: str) -> np.ndarray:
