@@ -3,7 +3,6 @@
 import os
 import pickle
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,17 +10,14 @@ import torch
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from tests.small import save_weights
+from tests.small import DIGITS, save_weights
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
-from utils.data import load_data
 from utils.runs.checkpoint import TrainingState
 from utils.system.device import make_accelerator
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors
 from utils.training import History
-
-DIGITS = load_data("digits")
 
 
 class Evil:
@@ -31,68 +27,38 @@ class Evil:
         return os.mkdir, ("hacked",)
 
 
-def damage(path: Path, kind: str) -> None:
-    save_weights(path, TransformerModel(), 9, DIGITS)
-    whole = path.read_bytes()
-    if kind == "cut off":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "no weights":
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    elif kind == "another archive":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("notes/today.txt", "nothing")
-    elif kind == "malicious":
-        torch.save({"model": Evil()}, path)
-    elif kind == "malicious, old form":
-        path.write_bytes(pickle.dumps(Evil()))
-    elif kind == "a list":
-        torch.save([1, 2], path)
-    elif kind == "a folder":
-        path.unlink()
-        path.mkdir()
-    elif kind == "absent":
-        path.unlink()
-
-
-DAMAGES = {
-    "cut off": "is damaged or truncated: download it again, or move it away and train again",
-    "empty": "is damaged or truncated: download it again, or move it away and train again",
-    "no weights": "is not a weights file: give the weights.pt of a run",
-    "another archive": "is damaged or truncated: download it again, or move it away and train again",
-    "malicious": "contains objects that could run code, so it was not loaded: only use files that this program wrote",
-    "malicious, old form": "is not a weights file: give the weights.pt of a run",
-    "a list": "is not a weights file: give the weights.pt of a run",
-    "a folder": "cannot be read (Is a directory): give the weights.pt of a run",
-    "absent": "cannot be read (No such file or directory): give the weights.pt of a run",
+TRUNCATED = "is damaged or truncated: download it again, or move it away and train again"
+NO_WEIGHTS = "is not a weights file: give the weights.pt of a run"
+MALICIOUS = "contains objects that could run code, so it was not loaded: only use files that this program wrote"
+DAMAGES = {  # what is done to a file's path and content, and the message
+    "cut off": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), TRUNCATED),
+    "empty": (lambda path, _: path.write_bytes(b""), TRUNCATED),
+    "no weights": (lambda path, _: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), NO_WEIGHTS),
+    "another archive": (lambda path, _: zipfile.ZipFile(path, "w").writestr("notes/today.txt", "nothing"), TRUNCATED),
+    "malicious": (lambda path, _: torch.save({"model": Evil()}, path), MALICIOUS),
+    "malicious, old form": (lambda path, _: path.write_bytes(pickle.dumps(Evil())), NO_WEIGHTS),
+    "a list": (lambda path, _: torch.save([1, 2], path), NO_WEIGHTS),
+    "a folder": (lambda path, _: path.unlink() or path.mkdir(), "cannot be read (Is a directory): give the weights.pt"),
+    "absent": (lambda path, _: path.unlink(), "cannot be read (No such file or directory): give the weights.pt of"),
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_weights(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_weights(tmp_path, monkeypatch, damage, message):
     path = tmp_path / "weights.pt"
-    damage(path, kind)
+    save_weights(path, TransformerModel(), 9, DIGITS)
+    damage(path, path.read_bytes())
     monkeypatch.chdir(tmp_path)  # where Evil would create its file
     with pytest.raises(FileError) as caught:
         load_classifier(path)
-    assert str(caught.value).startswith(f"{path} ") and DAMAGES[kind] in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path} {message}") and "\n" not in str(caught.value)
     assert not (tmp_path / "hacked").exists()
-
-
-def test_damaged_weights_from_the_terminal(tmp_path, monkeypatch):
-    damage(tmp_path / "weights.pt", "malicious")
-    shown = exit_message("evaluate", "--checkpoint", tmp_path / "weights.pt", "--data", "digits")
-    assert shown.startswith("main.py: ") and "could run code" in shown
 
 
 @pytest.mark.parametrize("content", [{"session": 5}, {"session": 8}, {"history": {}}], ids=str)
 def test_weights_without_what_a_classifier_needs(tmp_path, content):
     save_tensors(tmp_path / "checkpoint.pt", {"model": TransformerModel().state_dict(), **content})
-    with pytest.raises(
-        FileError, match=r"checkpoint.pt contains no trained network: give the weights.pt of a finished"
-    ):
+    with pytest.raises(FileError, match=r"t.pt contains no trained network: give the weights.pt of a finished"):
         load_classifier(tmp_path / "checkpoint.pt")
 
 
@@ -121,13 +87,10 @@ def test_scale_of_float16_is_restored(tmp_path):
 def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
     stop_in_the_second_epoch(monkeypatch)
     checkpoint = folder / "checkpoint.pt"
-    content = load_tensors(checkpoint)
-    if kind == "of another network":
-        save_tensors(checkpoint, content | {"model": CustomResNet().state_dict()})
-    else:
-        damage(checkpoint, kind)
-    before = checkpoint.read_bytes()
-    shown = exit_message(*TWO_EPOCHS)
-    wanted = "was saved by another run: move it away to train from the start"
-    assert str(checkpoint) in shown and (wanted if kind == "of another network" else DAMAGES[kind]) in shown
+    foreign = load_tensors(checkpoint) | {"model": CustomResNet().state_dict()}
+    of_another = lambda path, _: save_tensors(path, foreign), "was saved by another run: move it away to train from the"
+    damage, message = DAMAGES.get(kind, of_another)
+    damage(checkpoint, checkpoint.read_bytes())
+    before, shown = checkpoint.read_bytes(), exit_message(*TWO_EPOCHS)
+    assert str(checkpoint) in shown and message in shown
     assert checkpoint.read_bytes() == before and not (folder / "run.json").exists()

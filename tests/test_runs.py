@@ -1,10 +1,12 @@
 """An interrupted run resumes and ends as if it had not been interrupted; other runs are kept."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,24 +67,6 @@ def test_a_run_computes_what_the_bare_functions_compute(tmp_path):
         assert torch.equal(value, run.model.state_dict()[name]), name
 
 
-def assert_as_if_never_stopped(folder, whole, capsys):
-    model, history = train(folder, random_state=7)  # nothing may depend on the earlier state
-    if next(model.parameters()).device.type != "cpu":
-        pytest.skip("bit for bit is promised on the CPU only")
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
-    for name in ("lr", "step_lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
-        assert getattr(history, name) == getattr(whole[1], name), name
-    shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a progress bar overwrites itself
-    assert (
-        [line for line in shown if line.startswith(("EPOCH", "Test set"))]
-        == history.log
-        == (folder / "training_log.txt").read_text("utf-8").splitlines()
-    )
-    assert len(history.log) == len((folder / "history.csv").read_text("utf-8").splitlines()) * 2 - 2 == 8
-    assert not list(folder.glob("*.part"))
-
-
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -100,30 +84,29 @@ train(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(
-    "patch",
-    [
-        # a step of epoch 3: each epoch has 20 steps and one test
-        {"module": "utils.training", "name": "F.cross_entropy", "call": 50, "last_words": "pass"},
-        # the third save, with half of the file written
-        {
-            "module": "utils.system.files",
-            "name": "os.replace",
-            "call": 8,
-            "last_words": "arguments[0].write_bytes(b'half')",
-        },
-    ],
-    ids=["in an epoch", "in a save"],
-)
-def test_sigkill(tmp_path, whole, patch, capsys):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED.format(**patch), tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL
-    )
+@pytest.mark.parametrize("module, name, call, last_words", [
+    ("utils.training", "F.cross_entropy", 50, "pass"),  # a step of epoch 3: each epoch has 20 steps and one test
+    ("utils.system.files", "os.replace", 8, "arguments[0].write_bytes(b'half')"),  # the third save
+], ids=["in an epoch", "in a save"])  # fmt: skip
+def test_sigkill(tmp_path, whole, capsys, module, name, call, last_words):
+    code = KILLED.format(module=module, name=name, call=call, last_words=last_words)
+    killed = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.DEVNULL)
     assert killed.returncode == -signal.SIGKILL
     assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]["lr"]) == 2
     for half in tmp_path.glob(".*.part"):
         half.unlink()
-    assert_as_if_never_stopped(tmp_path, whole, capsys)
+    model, history = train(tmp_path, random_state=7)  # nothing may depend on the earlier state
+    if next(model.parameters()).device.type != "cpu":
+        pytest.skip("bit for bit is promised on the CPU only")
+    for weight, value in whole[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[weight]), weight
+    for measure in ("lr", "step_lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        assert getattr(history, measure) == getattr(whole[1], measure), measure
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().out.split("\n")]  # a progress bar overwrites itself
+    log = (tmp_path / "training_log.txt").read_text("utf-8").splitlines()
+    assert [line for line in shown if line.startswith(("EPOCH", "Test set"))] == history.log == log
+    assert len(log) == len((tmp_path / "history.csv").read_text("utf-8").splitlines()) * 2 - 2 == 8
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
@@ -143,8 +126,7 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
     assert precision_of(make_accelerator()) == here
 
 
-def start(data, **changes):
-    Run.open(SESSIONS[9], data, epochs=4, **changes)
+start = partial(Run.open, SESSIONS[9], epochs=4)
 
 
 @pytest.fixture
@@ -154,26 +136,24 @@ def in_runs(full, tmp_path, monkeypatch):
 
 
 def test_an_unfinished_run_of_the_same_plan_is_resumed(in_runs):
-    data = load_data("digits")
-    start(data)
+    start(data=DIGITS)
     save_tensors(in_runs / "checkpoint.pt", {"precision": "float32"})
     (in_runs / ".checkpoint.pt.123.part").touch()
-    start(data)
+    start(data=DIGITS)
     assert {path.name for path in in_runs.iterdir()} == {"plan.json", "checkpoint.pt"}
     assert [path.name for path in in_runs.parent.glob("[!.]*")] == ["session9"]
 
 
 @pytest.mark.parametrize("difference", ["recipe", "data", "finished", "no plan"])
 def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
-    data = load_data("digits")
-    start(data)
+    start(data=DIGITS)
     (in_runs / "checkpoint.pt").write_bytes(b"weights")
     if difference == "finished":
         (in_runs / "run.json").touch()
     if difference == "no plan":
         (in_runs / "plan.json").unlink()
     other = {"seed": 1} if difference == "recipe" else {}
-    start(replace(data, name="photos") if difference == "data" else data, **other)
+    start(data=replace(DIGITS, name="photos") if difference == "data" else DIGITS, **other)
     assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
     assert json.loads((in_runs / "plan.json").read_text())["recipe"]["seed"] == len(other)
     (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
@@ -191,28 +171,24 @@ time.sleep(60)
 """
 
 
-def test_two_runs_in_one_folder(folder, monkeypatch):
+def test_two_runs_in_one_folder(folder):
     other = subprocess.Popen([sys.executable, "-c", LOCKS_FOLDER, folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "locked\n"
-    try:
-        shown = exit_message(*TWO_EPOCHS)
-        assert "session9 is in use by another notebook or terminal: end that one" in shown and not folder.exists()
-    finally:
-        other.kill()
-        other.communicate()
+    shown = exit_message(*TWO_EPOCHS)
+    other.kill()
+    other.communicate()
+    assert "session9 is in use by another notebook or terminal: end that one" in shown and not folder.exists()
     lock_folder(folder)  # the lock of a killed process is released
 
 
-def test_lock_that_cannot_be_taken_names_its_file(folder, monkeypatch):
+def test_folder_that_cannot_be_locked_or_created(folder, monkeypatch):
     def no_locks(*_, **__):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("utils.runs.folder.FileLock.acquire", no_locks)
-    assert ".session9.lock cannot be locked ([Errno 38] Function not implemented): set RUNS" in exit_message(
-        *TWO_EPOCHS
-    )
-
-
-def test_runs_that_is_no_folder(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.runs.folder.FileLock.acquire", no_locks)
+        told = ".session9.lock cannot be locked ([Errno 38] Function not implemented): set RUNS"
+        assert told in exit_message(*TWO_EPOCHS)
+    shutil.rmtree(folder.parent, ignore_errors=True)
     folder.parent.write_text("a file stands where the folder should")
     assert "session9 cannot be created (" in exit_message(*TWO_EPOCHS)

@@ -25,36 +25,27 @@ def shell(command: str, cwd: Path = ROOT, **variables) -> subprocess.CompletedPr
     return subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize(
-    "stream, code, told",
-    [
-        (">&-", 0, ""),
-        (">/dev/full", 1, "main.py: standard output: No space left on device"),
-        ("| true; exit ${PIPESTATUS[0]}", 1, ""),
-    ],
-)
+@pytest.mark.parametrize("stream, code, told", [
+    (">&-", 0, ""),
+    (">/dev/full", 1, "main.py: standard output: No space left on device"),
+    ("| true; exit ${PIPESTATUS[0]}", 1, ""),
+])  # fmt: skip
 def test_standard_output_that_cannot_be_written(stream, code, told):
     done = shell(f"bash -c 'python main.py classify {PICTURE} {PICTURE} {stream}'")
     assert (done.returncode, done.stderr.strip()) == (code, told)
 
 
-def test_terminal_without_unicode(tmp_path):
-    nbformat.write(new_notebook(cells=[new_code_cell("print('→')")]), tmp_path / "session9_assignment.ipynb")
-    (tmp_path / "runs/smoke/session9").mkdir(parents=True)
-    done = shell("python -m tools.execute 9", tmp_path, PYTHONIOENCODING="latin-1")
-    assert done.returncode == 0 and done.stdout.startswith("\\u2192\n"), done.stderr
-
-
-def test_kernel_is_this_python_whatever_the_user_has_installed(tmp_path):
+def test_terminal_without_unicode_and_a_kernel_that_is_this_python_whatever_the_user_has_installed(tmp_path):
     folder = tmp_path / "jupyter/kernels/python3"
     folder.mkdir(parents=True)
     other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another Python", "language": "python"}
     (folder / "kernel.json").write_text(json.dumps(other))
-    cells = [new_code_cell("import sys; print(sys.executable)")]
+    cells = [new_code_cell("import sys; print('→', sys.executable)")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "session9_assignment.ipynb")
     (tmp_path / "runs/smoke/session9").mkdir(parents=True)
-    done = shell("python -m tools.execute 9", tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter"))
-    assert done.returncode == 0 and done.stdout.startswith(sys.executable), done.stderr
+    variables = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "PYTHONIOENCODING": "latin-1"}
+    done = shell("python -m tools.execute 9", tmp_path, **variables)
+    assert done.returncode == 0 and done.stdout.startswith(f"\\u2192 {sys.executable}\n"), done.stderr
 
 
 def test_file_and_class_names_that_are_not_utf8(tmp_path):
