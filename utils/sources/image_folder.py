@@ -150,6 +150,8 @@ def decode_image(path: str, name: str) -> np.ndarray:
     try:
         image = read_rgb(path)
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{name} cannot be read ({error.strerror}): check its permissions and disk.") from error
         raise DataError(f"{name} is not a readable image: replace or remove it.") from error
     if image.size != (32, 32):
         width, height = image.size
