@@ -88,9 +88,9 @@ def results_table(static: Path) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for file in sorted(static.glob("session*/run.json"), reverse=True):  # in the order of the README
         facts = json.loads(file.read_text("utf-8"))
-        apart = f" ({facts['flip_averaged']:.2f}% flip-averaged)" if "flip_averaged" in facts else ""
+        flipped = f" ({facts['flip_averaged']:.2f}% flip-averaged)" if "flip_averaged" in facts else ""
         name, best = SESSIONS[facts["session"]].recipe.title, BEST_PUBLIC[facts["session"]]
-        cells = [f"{facts['session']}: {name}", f"**{facts['test_accuracy']:.2f}%**{apart}", best]
+        cells = [f"{facts['session']}: {name}", f"**{facts['test_accuracy']:.2f}%**{flipped}", best]
         cells += [f"{facts['train_accuracy']:.2f}%", "1", f"{facts['seconds_per_epoch']:.0f}", facts["hardware"]]
         lines.append("| " + " | ".join([*cells, facts["data"]]) + " |")
     return "\n".join(["", *lines, ""])
