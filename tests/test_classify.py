@@ -63,14 +63,11 @@ def exif(*entries: tuple[int, int, int]) -> bytes:
     return b"Exif\0\0" + head + table + struct.pack("<I", 0) + struct.pack("<ii", -1, 0)
 
 
-@pytest.mark.parametrize(
-    "metadata, upright",
-    [
-        (exif((0x0112, 3, 6)), True),  # orientation 6: turned by a quarter
-        (exif((0x0112, 3, 6), (0x011A, 10, 38)), False),  # and a resolution that is a damaged rational
-        (b"Exif\0\0garbage", False),
-    ],
-)
+@pytest.mark.parametrize("metadata, upright", [
+    (exif((0x0112, 3, 6)), True),  # orientation 6: turned by a quarter
+    (exif((0x0112, 3, 6), (0x011A, 10, 38)), False),  # and a resolution that is a damaged rational
+    (b"Exif\0\0garbage", False),
+])  # fmt: skip
 def test_metadata_turn_an_image_but_never_reject_it(tmp_path, metadata, upright):
     """In classify and in training folders alike."""
     plain = np.zeros((32, 32, 3), dtype=np.uint8)

@@ -45,7 +45,7 @@ def test_a_notebook_is_saved_if_it_ran_completely(full, tmp_path, monkeypatch, s
     monkeypatch.setattr("sys.argv", ["tools.execute", "9"])
     with pytest.raises(SystemExit) if told else nullcontext() as stop:
         main()
-    assert told is None or told in stop.value.code and "\n" not in stop.value.code.strip()
+    assert told is None or (told in stop.value.code and "\n" not in stop.value.code.strip())
     kept = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("runs/**/*.*")]
     assert kept == ([] if told else ["runs/session9/session9_assignment.ipynb"])
 
@@ -53,8 +53,8 @@ def test_a_notebook_is_saved_if_it_ran_completely(full, tmp_path, monkeypatch, s
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "no memory", "closed pipe"])
 def test_notebook_that_is_stopped(tmp_path, how):
     """A pipe is closed silently, as in `make session9 | head -1`."""
-    loop = "import time\nfor i in range(600): print(i, flush=True); time.sleep(0.1)"
-    write(tmp_path / "session9_assignment.ipynb", "import os; print('pid', os.getpid(), flush=True)", loop)
+    loop = "for i in range(600): print(i, flush=True); time.sleep(0.1)"
+    write(tmp_path / "session9_assignment.ipynb", f"import os, time; print('pid', os.getpid(), flush=True)\n{loop}")
     run = subprocess.Popen(
         [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -19,14 +19,11 @@ def model():
     return TransformerModel()
 
 
-@pytest.mark.parametrize(
-    "network, layer, facts",
-    [
-        (ResNet18, "shortcut", ["Total params: 11,173,962"]),
-        (CustomResNet, "res_block", ["Total params: 6,573,130"]),
-        (TransformerModel, "fc_k", ["Total params: 26,064", "Total mult-adds (M): 388.44"]),  # of 20 images
-    ],
-)
+@pytest.mark.parametrize("network, layer, facts", [
+    (ResNet18, "shortcut", ["Total params: 11,173,962"]),
+    (CustomResNet, "res_block", ["Total params: 6,573,130"]),
+    (TransformerModel, "fc_k", ["Total params: 26,064", "Total mult-adds (M): 388.44"]),  # of 20 images
+])  # fmt: skip
 def test_table_of_layers_fits_on_a_page(network, layer, facts, capsys):
     table = model_table(network())
     words = " ".join(table.split())
@@ -119,15 +116,12 @@ def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
     assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
 
 
-@pytest.mark.parametrize(
-    "network, layer, message",
-    [
-        (TwoColors, "small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
-        (ResNet18, "layer4", "layer4's map is 4×4"),
-        (CustomResNet, "layer3", "layer3's map is 4×4"),
-        (ResNet18, "layer5", "no layer 'layer5': it has conv1, bn1, layer1, layer2, layer3, layer4, gap, fc"),
-    ],
-)
+@pytest.mark.parametrize("network, layer, message", [
+    (TwoColors, "small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
+    (ResNet18, "layer4", "layer4's map is 4×4"),
+    (CustomResNet, "layer3", "layer3's map is 4×4"),
+    (ResNet18, "layer5", "no layer 'layer5': it has conv1, bn1, layer1, layer2, layer3, layer4, gap, fc"),
+])  # fmt: skip
 def test_grad_cam_rejects_layers_that_say_nothing(network, layer, message):
     with pytest.raises(ValueError, match=message):
         grad_cam(network(), layer, torch.rand(1, 3, 32, 32), torch.tensor([0]))

@@ -1,6 +1,7 @@
 """The cells of a notebook in any order, interrupted anywhere: the uninterrupted result, or one line."""
 
 import json
+import os
 import warnings
 from dataclasses import replace
 
@@ -161,8 +162,7 @@ def test_pictures_of_odd_data(tmp_path, monkeypatch, odd):
 
 
 def test_log_is_complete_on_a_narrow_terminal(run, whole, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("LINES", "20")
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 20)))
     run.fit(0.01)
     ends = [[line.split("[")[0] for line in one.history.log] for one in (run, whole)]
     assert ends[0] == ends[1] and all("100%|██████████| 20/20 " in line for line in ends[0][::2])

@@ -93,13 +93,10 @@ def test_near_isometry_initializes_only_the_blocks_and_pytorch_nothing(init, blo
     assert (not model.conv_block[0].bias.any()) is filters
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"a": 16}, r"a is 16: it must be 32 .* or 8"),
-        ({"init": "xavier"}, r"init is 'xavier': it must be \"ours\", \"near_isometry\" or \"pytorch\""),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ({"a": 16}, r"a is 16: it must be 32 .* or 8"),
+    ({"init": "xavier"}, r"init is 'xavier': it must be \"ours\", \"near_isometry\" or \"pytorch\""),
+])  # fmt: skip
 def test_unknown_arguments_are_rejected(wrong, message):
     with pytest.raises(ValueError, match=message):
         TransformerModel(**wrong)

@@ -94,14 +94,11 @@ def test_lr_history_plot(run):
     assert steps.get_ydata().tolist() == run.history.step_lr and top.get_xdata() == [1]
 
 
-@pytest.mark.parametrize(
-    "search, labels",
-    [
-        (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.02), ["0.0600", "0.0200, a third of it"]),
-        (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.01), ["0.0600", "0.0100, 1/6 of it"]),
-        (LRSearch([1e-3, 1.0, 10.0], [2.3, 2.0, 2.1], 1.0, False, 1.0), ["1.0000; the search ended at 10.0000", "1.0000"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("search, labels", [
+    (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.02), ["0.0600", "0.0200, a third of it"]),
+    (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.01), ["0.0600", "0.0100, 1/6 of it"]),
+    (LRSearch([1e-3, 1.0, 10.0], [2.3, 2.0, 2.1], 1.0, False, 1.0), ["1.0000; the search ended at 10.0000", "1.0000"]),
+])  # fmt: skip
 def test_lr_finder_plot(run, search, labels):
     run.search = search
     curve, rise, suggestion = plots.lr_finder_plot(run).axes[0].lines

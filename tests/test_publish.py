@@ -51,14 +51,11 @@ def test_publish_shows_the_run(root):
     name = "session9_assignment.ipynb"
     assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
     readme = (root / "README.md").read_text()
-    assert (
-        "\n\n| session |" in readme
-        and "| 9: ULTIMUS | **68.25%** |" in readme
-        and "| CIFAR-10 |" in readme
-        and "old" not in readme
-    )
+    assert all(part in readme for part in ("\n\n| session |", "| 9: ULTIMUS | **68.25%** |", "| CIFAR-10 |"))
     assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
-    assert readme.startswith("before\n") and "\nbetween\n" in readme and readme.endswith("after\n")
+    assert (
+        "old" not in readme and readme.startswith("before\n") and "\nbetween\n" in readme and readme.endswith("after\n")
+    )
     publish(9, root)
     assert (root / "README.md").read_text() == readme
 
@@ -70,14 +67,11 @@ def test_flip_averaged_accuracy_stands_apart(root):
     assert BEST_PUBLIC[9].startswith("[62.25%](https://") and row in (root / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        ({"smoke": True}, "is a smoke run"),
-        ({"data": "digits", "is_cifar10": False}, "was trained on digits, not on CIFAR-10"),
-        ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "was trained on CIFAR-10-C"),
-    ],
-)
+@pytest.mark.parametrize("change, reason", [
+    ({"smoke": True}, "is a smoke run"),
+    ({"data": "digits", "is_cifar10": False}, "was trained on digits, not on CIFAR-10"),
+    ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "was trained on CIFAR-10-C"),
+])  # fmt: skip
 def test_unfit_runs_are_rejected(root, change, reason):
     (root / "runs/session9/run.json").write_text(json.dumps(FACTS | change))
     assert_not_published(root, reason)
@@ -94,15 +88,12 @@ def test_unfinished_run_is_rejected(root, name):
     assert_not_published(root, f"is missing {name}: finish `make session9` first")
 
 
-@pytest.mark.parametrize(
-    "cells, reason",
-    [
-        ([("a = 2", 1, None), ("print(a)", 2, "stream")], "has changed since the run"),
-        ([("a = 1", 2, None), ("print(a)", 1, "stream")], "not executed whole, from top to bottom"),
-        ([("a = 1", 1, None), ("print(a)", None, None)], "not executed whole"),
-        ([("a = 1", 1, None), ("print(a)", 2, "error")], "shows an error"),
-    ],
-)
+@pytest.mark.parametrize("cells, reason", [
+    ([("a = 2", 1, None), ("print(a)", 2, "stream")], "has changed since the run"),
+    ([("a = 1", 2, None), ("print(a)", 1, "stream")], "not executed whole, from top to bottom"),
+    ([("a = 1", 1, None), ("print(a)", None, None)], "not executed whole"),
+    ([("a = 1", 1, None), ("print(a)", 2, "error")], "shows an error"),
+])  # fmt: skip
 def test_unfit_notebooks_are_rejected(root, cells, reason):
     nbformat.write(notebook(*cells), root / "runs/session9/session9_assignment.ipynb")
     assert_not_published(root, reason)

@@ -14,6 +14,10 @@ def test_recipes_are_those_of_the_published_runs():
     assert astuple(SESSION9)[:12] == (9, 24, 5, 128, 1, 0, 3e-4, 1.0, 0, 10, 10_000, 0)
 
 
+def test_compiled_are_those_that_gain():
+    assert SESSION9.compile and SESSION7.compile and not SESSION8.compile and "compile" not in repr(SESSION9)
+
+
 def test_small_data_get_at_least_twenty_steps_an_epoch():
     assert [SESSION9.for_images(count).batch_size for count in (50_000, 1437, 39, 3)] == [128, 71, 1, 1]
 

@@ -126,15 +126,12 @@ def test_finder_computes_in_the_precision_of_the_training(precision, dtype):
     assert dtypes == {dtype} and (gradients[0] > 1) == (precision == "fp16")
 
 
-@pytest.mark.parametrize(
-    "losses, rate",
-    [
-        ([2.9] + [1.9] * 9 + [1.5, 1.0, 1.5, 1.95, 2.05, 9.0], 15),  # falls, then rises above the mean of its start
-        ([2.0] * 10 + [2.15, 2.05, 1.9, 2.05, 1.95, 9.0], 16),  # a noisy plateau that hardly falls
-        ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never rises: the last rate
-        ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),  # a spike before the minimum
-    ],
-)
+@pytest.mark.parametrize("losses, rate", [
+    ([2.9] + [1.9] * 9 + [1.5, 1.0, 1.5, 1.95, 2.05, 9.0], 15),  # falls, then rises above the mean of its start
+    ([2.0] * 10 + [2.15, 2.05, 1.9, 2.05, 1.95, 9.0], 16),  # a noisy plateau that hardly falls
+    ([2.0] * 10 + [1.5, 1.0, 0.8, 0.7, 0.6, 0.5], 16),  # never rises: the last rate
+    ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),  # a spike before the minimum
+])  # fmt: skip
 def test_divergence_is_where_the_loss_rises_again(losses, rate):
     assert find_divergence(list(range(1, 17)), losses) == rate
 
