@@ -22,9 +22,8 @@ def run():
     torch.manual_seed(0)
     images, labels = torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8), torch.arange(100) % 10
     data = ImageData("digits", CLASSES, images, labels, images, labels, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    history = History(
-        [0.01, 0.001], [2.0, 1.5], [20.0, 40.0], [1.9, 1.6], [25.0, 41.0], [3.0, 3.0], [0.005, 0.01, 0.005, 0.001]
-    )
+    epochs = [0.01, 0.001], [2.0, 1.5], [20.0, 40.0], [1.9, 1.6], [25.0, 41.0], [3.0, 3.0]
+    history = History(*epochs, step_lr=[0.005, 0.01, 0.005, 0.001])
     return SimpleNamespace(
         session=SESSIONS[9], data=data, history=history, predictions=predictions(labels, 30), model=TransformerModel(),
         sample=(data.normalize(images), labels), normalized=lambda indices: data.normalize(images[indices]),
@@ -66,10 +65,8 @@ def test_few_misclassified_images(run, wrong, monkeypatch):
     """Grad-CAM explains the predicted class in the middle and the true class on the right."""
     run.predictions = predictions(run.data.test_labels, wrong)
     assert sum(bool(ax.images) for ax in plots.misclassified_images(run).axes) == wrong
-    cold_for_odd_classes = lambda model, layer, images, classes: (  # noqa: E731
-        (1.0 - classes % 2)[:, None, None].expand(-1, 32, 32)
-    )
-    monkeypatch.setattr(explain, "grad_cam", cold_for_odd_classes)
+    cold_for_odd = lambda *arguments: (1.0 - arguments[-1] % 2)[:, None, None].expand(-1, 32, 32)  # noqa: E731
+    monkeypatch.setattr(explain, "grad_cam", cold_for_odd)
     figure = plots.grad_cam(run)
     figure.canvas.draw()
     shown = [ax for ax in figure.axes if ax.images]
@@ -83,15 +80,16 @@ def test_few_misclassified_images(run, wrong, monkeypatch):
         assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50
 
 
-def test_loss_and_accuracy_graphs(run):
+def test_curves(run):
     losses, accuracies = plots.loss_and_accuracy_graphs(run).axes
     assert [line.get_ydata().tolist() for line in losses.lines] == [[2.0, 1.5], [1.9, 1.6]]
     assert [line.get_ydata().tolist() for line in accuracies.lines] == [[20.0, 40.0], [25.0, 41.0]]
-
-
-def test_lr_history_plot(run):
     steps, top = plots.lr_history_plot(run).axes[0].lines
     assert steps.get_ydata().tolist() == run.history.step_lr and top.get_xdata() == [1]
+    figure = plots.accuracy_curves({"ours": [20.0, 40.5], "theirs": [10.0, 10.0]}, "digits")
+    ours, theirs = figure.axes[0].lines
+    assert ours.get_ydata().tolist() == [20.0, 40.5] and ours.get_xdata().tolist() == [1, 2]
+    assert (ours.get_label(), theirs.get_label()) == ("ours: 40.5%", "theirs: 10.0%")
 
 
 @pytest.mark.parametrize("search, labels", [
@@ -107,19 +105,9 @@ def test_lr_finder_plot(run, search, labels):
     assert rise.get_label().endswith(labels[0]) and suggestion.get_label().endswith(labels[1])
 
 
-def test_accuracy_curves():
-    figure = plots.accuracy_curves({"ours": [20.0, 40.5], "theirs": [10.0, 10.0]}, "digits")
-    ours, theirs = figure.axes[0].lines
-    assert ours.get_ydata().tolist() == [20.0, 40.5] and ours.get_xdata().tolist() == [1, 2]
-    assert (ours.get_label(), theirs.get_label()) == ("ours: 40.5%", "theirs: 10.0%")
-
-
-def test_confusion_matrix(run):
+def test_accuracy_by_class_and_confusion_matrix(run):
     cells = plots.confusion_matrix(run).axes[0].images[0].get_array()  # row: true class, column: predicted class
     assert cells[0, 0] == 7 and cells[0, 1] == 3 and cells.sum() == 100
-
-
-def test_accuracy_by_class(run):
     run.predictions = run.predictions[0], torch.where(torch.arange(100) < 10, 0, run.predictions[1])
     figure = plots.accuracy_by_class(run)
     widths = [bar.get_width() for bar in figure.axes[0].patches]

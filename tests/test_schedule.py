@@ -102,9 +102,6 @@ def test_finder_judges_the_losses_before_the_first_nan(steps, first):
     assert found.losses == pytest.approx([2.0] * first) and found.diverges and found.divergence_lr == found.lrs[-1]
     with pytest.raises(TrainingError, match=f"infinite after {first - 1} of {steps} steps"):
         search([2.0] * (first - 1) + [math.nan] * steps, steps=steps)
-
-
-def test_finder_says_that_the_data_are_wrong():
     with pytest.raises(TrainingError, match="infinite after 0 of 120 steps: check the images"):
         search([math.nan] * 120)
 
