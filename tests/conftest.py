@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from utils import data
 from utils.sessions import SESSIONS
 
+ROOT = Path(__file__).parents[1]
 SESSION9 = SESSIONS[9]
 
 

@@ -3,7 +3,6 @@
 import re
 import struct
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +10,13 @@ import torch
 from PIL import Image
 
 from models.model9 import TransformerModel
-from tests.small import RECIPE, save_weights, small_run
+from tests.conftest import ROOT
+from tests.small import DIGITS, RECIPE, save_weights, small_run
 from utils.classify import load_classifier
 from utils.data import load_data
 from utils.sources.image_folder import decode_image, read_rgb
 from utils.system.files import load_tensors
 from utils.transforms import Normalize
-
-ROOT = Path(__file__).parents[1]
-DIGITS = load_data("digits")
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ are now; packages that Colab lacks, hidden until pip is asked for them.
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 NOTEBOOK = ROOT / "session7_assignment.ipynb"
 SITE = {
     "google/colab/__init__.py": "",

@@ -4,7 +4,6 @@ import copy
 import platform
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +11,12 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
+from tests.conftest import ROOT
 from utils.system import cpu, device
 from utils.system.device import fast_precision, hardware_of, make_accelerator
 from utils.system.errors import explain_out_of_memory
 from utils.transforms import memory_format
 
-ROOT = Path(__file__).parents[1]
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
 GPU = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
 TWO_CPUS = SimpleNamespace(device=torch.device("cpu"), num_processes=2)
@@ -119,17 +118,16 @@ print(given_back[-1], kept[-1])
     assert given_back > 100 and kept < given_back / 10
 
 
-def test_precision_can_be_forced_and_another_time_be_another():
+def test_precision_can_be_forced_and_another_time_be_another(capsys):
+    """What began in float16 is resumed in float32 without a GPU."""
     for precision in ("bfloat16", "float32", "bfloat16"):
         accelerator = make_accelerator(cpu=True, precision=precision)
         assert device.precision_of(accelerator) == precision and hardware_of(accelerator).endswith(precision)
-    make_accelerator(cpu=True)  # for later tests
-
-
-def test_what_began_in_float16_is_resumed_in_float32_without_a_gpu(capsys):
+    assert not capsys.readouterr().out
     accelerator = make_accelerator(cpu=True, precision="float16")
     assert device.precision_of(accelerator) == "float32" and accelerator.scaler is None
     assert capsys.readouterr().out == "The run was started in float16, which needs a GPU: it resumes in float32.\n"
+    make_accelerator(cpu=True)  # for later tests
 
 
 def test_other_errors_than_out_of_memory_are_raised_as_they_are():

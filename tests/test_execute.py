@@ -6,15 +6,13 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tests.conftest import ROOT
 from tools.execute import execute, main
-
-ROOT = Path(__file__).parents[1]
 
 
 def write(path, *sources):

@@ -18,12 +18,12 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.test_checkpoint import Evil
 from utils.data import CIFAR10_CLASSES, load_folder
 from utils.sources import image_folder
 from utils.system.errors import DataError
 
-ROOT = Path(__file__).parents[1]
 CLASSES = [f"class{i}" for i in range(10)]
 
 
@@ -97,6 +97,8 @@ def test_formats_links_and_hidden_files(folder):
     cats, dogs = folder / "train/class0", folder / "train/class1"
     picture(7).save(cats / "9.webp", lossless=True)
     picture(8, mode="L").save(cats / "99.png")
+    levels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
+    Image.fromarray(levels).save(cats / "999.png")
     (cats / "._9.png").write_bytes(b"what a file manager leaves")
     (cats / "notes.txt").write_text("no image")
     for hidden in ("__MACOSX/train/fish", "__MACOSX/test/fish", "train/.ipynb_checkpoints", "test/.ipynb_checkpoints"):
@@ -104,18 +106,11 @@ def test_formats_links_and_hidden_files(folder):
     shutil.move(dogs, folder.parent / "elsewhere")
     dogs.symlink_to(folder.parent / "elsewhere")
     data = load_folder(folder)
-    assert data.classes == tuple(CLASSES) and len(data.train_labels) == 32
+    assert data.classes == tuple(CLASSES) and len(data.train_labels) == 33
     assert np.array_equal(data.train_images[3], np.asarray(picture(7)).transpose(2, 0, 1))
     assert torch.equal(data.train_images[4, 0], data.train_images[4, 2])  # grayscale
-    assert torch.equal(data.train_images[5:], expected.train_images[3:])
-
-
-def test_16_bit_grayscale_images_are_scaled(folder):
-    levels = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64  # 0 to 65,472
-    Image.fromarray(levels).save(folder / "train/class0/0.png")
-    assert Image.open(folder / "train/class0/0.png").mode == "I;16"
-    images = load_folder(folder).train_images
-    assert np.array_equal(images[0].numpy(), np.broadcast_to(levels // 256, (3, 32, 32)))
+    assert np.array_equal(data.train_images[5], np.broadcast_to(levels // 256, (3, 32, 32)))  # 16 bits are scaled
+    assert torch.equal(data.train_images[6:], expected.train_images[3:])
 
 
 def test_cifar10_is_recognized_by_its_content(monkeypatch, folder):

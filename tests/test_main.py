@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,14 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from models.model7 import ResNet
-from tests.conftest import SESSION9
+from tests.conftest import ROOT, SESSION9
 from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message
 from utils import training
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_train_evaluate_classify(folder, monkeypatch, capsys):
@@ -134,9 +131,8 @@ def test_end_from_outside(tmp_path, end):
     """SIGTERM is handled like Ctrl-C; a closed pipe, as in `main.py session9 | head`, ends the run silently."""
     command = [sys.executable, "main.py", "session9", "--epochs", "40", "--max-lr", "0.01", "--device", "cpu"]
     environment, checkpoint = os.environ | {"RUNS": str(tmp_path)}, tmp_path / "smoke/session9/checkpoint.pt"
-    run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
     while run.poll() is None and not checkpoint.exists():
         time.sleep(0.05)
     run.stdout.close() if end == "closed pipe" else run.send_signal(signal.SIGTERM)

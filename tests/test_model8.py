@@ -21,11 +21,8 @@ def test_residual_layers_add_to_their_x_and_the_logits_are_an_eighth_of_the_last
     model, images = CustomResNet(), torch.randn(4, 3, 32, 32)
     x = model.prep_layer(images)
     assert x.shape == (4, 64, 32, 32)
-    for layer, shape in (
-        (model.layer1, (4, 128, 16, 16)),
-        (model.layer2, (4, 256, 8, 8)),
-        (model.layer3, (4, 512, 4, 4)),
-    ):
+    shapes = (4, 128, 16, 16), (4, 256, 8, 8), (4, 512, 4, 4)
+    for layer, shape in zip((model.layer1, model.layer2, model.layer3), shapes):
         if layer is not model.layer2:
             inner = layer.x(x)
             assert isinstance(layer, ResLayer) and torch.equal(layer(x), inner + layer.res_block(inner))

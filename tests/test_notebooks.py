@@ -14,10 +14,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.conftest import ROOT
 from tools.publish import results_table
 from utils import recipes
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("session*_assignment.ipynb"))
 
 

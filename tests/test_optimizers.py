@@ -16,8 +16,6 @@ def test_convolutions_decay_and_nothing_else(make, kind):
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.5 if parameter.ndim == 4 else 0), name
     assert list(decay.values()).count(0.5) == 3
-
-
-def test_sgd_has_nesterov_momentum():
-    settings = sgd(TransformerModel(), weight_decay=0).defaults
-    assert settings["momentum"] == 0.9 and settings["nesterov"] and settings["dampening"] == 0
+    if kind is torch.optim.SGD:
+        assert optimizer.defaults["momentum"] == 0.9 and optimizer.defaults["nesterov"]
+        assert optimizer.defaults["dampening"] == 0

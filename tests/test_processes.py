@@ -11,11 +11,11 @@ import torch
 from accelerate import PartialState
 
 from models.model9 import TransformerModel
+from tests.conftest import ROOT
 from tests.small import DIGITS, save_weights
 from utils.system.device import make_accelerator, precision_of
 from utils.system.errors import TrainingError
 
-ROOT = Path(__file__).parents[1]
 # What every process does; {more} is inserted before the training. Session 9's small network, without pictures, is fast.
 SCRIPT = """
 import os, sys

@@ -1,6 +1,7 @@
 """Only a complete run on CIFAR-10 is published, and exactly that run."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -53,9 +54,7 @@ def test_publish_shows_the_run(root):
     readme = (root / "README.md").read_text()
     assert all(part in readme for part in ("\n\n| session |", "| 9: ULTIMUS | **68.25%** |", "| CIFAR-10 |"))
     assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
-    assert (
-        "old" not in readme and readme.startswith("before\n") and "\nbetween\n" in readme and readme.endswith("after\n")
-    )
+    assert re.fullmatch("before\n.*\nbetween\n.*after\n", readme, re.DOTALL) and "old" not in readme
     publish(9, root)
     assert (root / "README.md").read_text() == readme
 
@@ -77,13 +76,10 @@ def test_unfit_runs_are_rejected(root, change, reason):
     assert_not_published(root, reason)
 
 
-def test_short_history_is_rejected(root):
-    (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
-    assert_not_published(root, "has 1 of 24 epochs")
-
-
 @pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
 def test_unfinished_run_is_rejected(root, name):
+    (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
+    assert_not_published(root, "has 1 of 24 epochs")
     (root / "runs/session9" / name).unlink()
     assert_not_published(root, f"is missing {name}: finish `make session9` first")
 

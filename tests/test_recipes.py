@@ -18,14 +18,8 @@ def test_compiled_are_those_that_gain():
     assert SESSION9.compile and SESSION7.compile and not SESSION8.compile and "compile" not in repr(SESSION9)
 
 
-def test_small_data_get_at_least_twenty_steps_an_epoch():
-    assert [SESSION9.for_images(count).batch_size for count in (50_000, 1437, 39, 3)] == [128, 71, 1, 1]
-
-
-def test_processes_share_a_batch_equally():
+def test_recipes_adapt_to_the_numbers_of_images_processes_and_epochs():
+    assert [SESSION9.for_images(count).batch_size for count in (50_000, 1437, 39, 3)] == [128, 71, 1, 1]  # 20 steps
     assert [SESSION9.for_processes(count).batch_size for count in (1, 3, 4, 200)] == [128, 126, 128, 200]
-
-
-def test_peak_of_the_cycle_stays_at_the_same_fraction_of_the_epochs():
     recipes = [SESSION9.for_epochs(epochs) for epochs in (24, 72, 8, 1)]
     assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(24, 5), (72, 15), (8, 2), (1, 1)]

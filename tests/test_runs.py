@@ -7,13 +7,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import set_seed
 
 from models.model9 import TransformerModel
+from tests.conftest import ROOT
 from tests.small import DIGITS, small_run
 from tests.terminal import TWO_EPOCHS, exit_message, interrupt_epoch
 from utils import training
@@ -28,7 +28,6 @@ from utils.system import device
 from utils.system.device import make_accelerator, precision_of
 from utils.system.files import load_tensors, save_tensors
 
-ROOT = Path(__file__).parents[1]
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 
 
@@ -144,18 +143,17 @@ def test_an_unfinished_run_of_the_same_plan_is_resumed(in_runs):
     assert [path.name for path in in_runs.parent.glob("[!.]*")] == ["session9"]
 
 
-@pytest.mark.parametrize("difference", ["recipe", "data", "finished", "no plan"])
-def test_any_other_run_is_moved_aside(in_runs, difference, capsys):
+@pytest.mark.parametrize("change, data, seed", [
+    ("true", DIGITS, 1), ("true", replace(DIGITS, name="photos"), 0), ("touch run.json", DIGITS, 0),
+    ("rm plan.json", DIGITS, 0),
+], ids=["recipe", "data", "finished", "no plan"])  # fmt: skip
+def test_any_other_run_is_moved_aside(in_runs, capsys, change, data, seed):
     start(data=DIGITS)
     (in_runs / "checkpoint.pt").write_bytes(b"weights")
-    if difference == "finished":
-        (in_runs / "run.json").touch()
-    if difference == "no plan":
-        (in_runs / "plan.json").unlink()
-    other = {"seed": 1} if difference == "recipe" else {}
-    start(data=replace(DIGITS, name="photos") if difference == "data" else DIGITS, **other)
+    subprocess.run(change.split(), cwd=in_runs, check=True)
+    start(data=data, seed=seed)
     assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
-    assert json.loads((in_runs / "plan.json").read_text())["recipe"]["seed"] == len(other)
+    assert json.loads((in_runs / "plan.json").read_text())["recipe"]["seed"] == seed
     (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
     assert (aside / "checkpoint.pt").read_bytes() == b"weights"
     assert f"moved to {aside}/" in capsys.readouterr().out

@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tests.conftest import ROOT
 from tests.test_image_folder import CLASSES, picture, write_images
 from utils.data import load_data
 from utils.system.settings import data_root, runs_folder
 
-ROOT = Path(__file__).parents[1]
 PICTURE = "static/session9/test_accuracy.png"
 
 
