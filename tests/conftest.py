@@ -21,10 +21,7 @@ def full(monkeypatch):
 
 @pytest.fixture
 def folder(full, monkeypatch, tmp_path):
-    """The folder of a session 9 run on a few digits, but not in smoke mode.
-
-    It draws three of the pictures only, because drawing all of them takes as long as the training.
-    """
+    """The folder of a session 9 run on a few digits, not in smoke mode, with three pictures, which are drawn fast."""
     monkeypatch.setattr(data, "load_digits", partial(data.load_digits, *data.SMOKE_DIGITS))
     few = ("loss_and_accuracy_graphs", "lr_finder_plot", "confusion_matrix")
     monkeypatch.setitem(SESSIONS, 9, replace(SESSION9, pictures=few))

@@ -1,21 +1,17 @@
-"""A notebook, alone in an empty folder, as Colab opens it: it clones the project, installs what is missing, runs.
+"""Session 7's notebook, which needs all packages, alone in an empty folder on Colab: it clones, installs, runs.
 
-Session 7's needs all the packages that the others need. Their setup cells are tested in test_notebooks.py.
-
-Stand-ins, so that no network is needed: the module ``google.colab``; a repository of the files as they
-are now; packages that Colab lacks, hidden until pip is asked for them.
+Stand-ins, so that no network is needed: the module ``google.colab``; a repository of the files as they are now;
+packages that Colab lacks, hidden until pip is asked for them. Setup cells are tested in test_notebooks.py.
 """
 
 import shutil
 import subprocess
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import ROOT
 
-NOTEBOOK = ROOT / "session7_assignment.ipynb"
 SITE = {
     "google/colab/__init__.py": "",
     "pip/__init__.py": "",
@@ -47,24 +43,16 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 }
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    """The address of a repository of the working tree's files."""
-    copy = tmp_path_factory.mktemp("remote") / "project"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for name in filter(None, files.stdout.decode().split("\0")):
-        if (ROOT / name).exists():
+def test_notebook_runs_alone_on_colab(tmp_path, monkeypatch):
+    copy = tmp_path / "remote/project"
+    command = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    for name in subprocess.check_output(command, cwd=ROOT, text=True).split("\0"):
+        if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, copy / name)
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "as it is"]):
         subprocess.run(["git", *command], cwd=copy, check=True)
-    return f"file://{copy}"
-
-
-def test_notebook_runs_alone_on_colab(repository, tmp_path, monkeypatch):
     site, content = tmp_path / "site", tmp_path / "content"
     for name, text in SITE.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,15 +60,11 @@ def test_notebook_runs_alone_on_colab(repository, tmp_path, monkeypatch):
     content.mkdir()
     monkeypatch.chdir(content)
     monkeypatch.setenv("PYTHONPATH", str(site))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(ROOT / "session7_assignment.ipynb", as_version=4)
     setup = next(cell for cell in notebook.cells if cell.cell_type == "code")
     address = setup.source.split('REPOSITORY = "')[1].split('"')[0]
-    setup.source = setup.source.replace(address, repository)
-    setup.source += "\nprint(os.getcwd())"
-    client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(content)}}
-    )
-    client.execute()
+    setup.source = setup.source.replace(address, f"file://{copy}") + "\nprint(os.getcwd())"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(content)}}).execute()
     assert setup.outputs[0].text.strip() == str(content / "project")
     assert [entry.name for entry in content.iterdir()] == ["project"]
     asked = (site / "asked.txt").read_text().split("\n")

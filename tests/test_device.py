@@ -61,10 +61,9 @@ def test_training_works_without_a_compiler(capsys):
 
 
 def test_hardware_is_named_as_what_it_is(monkeypatch):
-    accelerator = make_accelerator(cpu=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert ", 1 thread, " in hardware_of(accelerator)
-    two = SimpleNamespace(device=accelerator.device, num_processes=2, mixed_precision="no")
+    assert ", 1 thread, " in hardware_of(make_accelerator(cpu=True))
+    two = SimpleNamespace(device=torch.device("cpu"), num_processes=2, mixed_precision="no")
     assert hardware_of(two).startswith("2 × ") and hardware_of(two).endswith("1 thread, float32")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     mac = SimpleNamespace(device=torch.device("mps"), num_processes=1, mixed_precision="no")

@@ -1,7 +1,4 @@
-"""The committed notebooks: short, executed completely, with the same run as README and static/.
-
-That their cells run is what `pytest --nbval-lax` checks.
-"""
+"""The committed notebooks: short, executed whole, with the run of README and static/ (nbval runs their cells)."""
 
 import json
 import os

@@ -19,7 +19,7 @@ from utils.system.errors import TrainingError
 # What every process does; {more} is inserted before the training. Session 9's small network, without pictures, is fast.
 SCRIPT = """
 import os, sys
-fit, rank = None, int(os.environ.get("RANK", 0))
+rank = int(os.environ.get("RANK", 0))
 folder = os.environ["RUNS"]
 os.environ["RUNS"] += "/other machine" * rank
 import torch
