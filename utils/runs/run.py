@@ -93,13 +93,14 @@ class Run:
     def __str__(self) -> str:
         return f"{hardware_of(self.accelerator)}\n{self.data}"
 
-    def build(self) -> nn.Module:
-        """Make the network and its optimizer from the recipe's seed; each process draws its own augmentation.
-
-        Later calls reset the same network, so that a notebook's variable stays the one that is trained.
-        """
+    def new_network(self) -> tuple[nn.Module, Optimizer]:
+        """A network and its optimizer from the recipe's seed; each process draws its own augmentation."""
         set_seed(self.session.recipe.seed, device_specific=True)
-        model, self.optimizer = self.session.build(self.accelerator.device)
+        return self.session.build(self.accelerator.device)
+
+    def build(self) -> nn.Module:
+        """Make the network; later calls reset the same one, so that a notebook's variable stays the trained one."""
+        model, self.optimizer = self.new_network()
         if self.model is None:
             self.model = model
         else:
@@ -113,10 +114,9 @@ class Run:
     def find_lr(self) -> LRSearch:
         """Run the LR range test on a newly built network, or read the result of the run that resumes."""
         file, result = self.folder / "lr_finder.json", None
-        set_seed(self.session.recipe.seed, device_specific=True)
-        model, optimizer = self.session.build(self.accelerator.device)
         if self.accelerator.is_main_process:
             if not file.exists():
+                model, optimizer = self.new_network()
                 steps = SMOKE_SEARCH_STEPS if smoke() else SEARCH_STEPS
                 search = find_lr(model, optimizer, self.loaders[0], self.accelerator, steps)
                 write_text(file, json.dumps(asdict(search)))
