@@ -29,8 +29,9 @@ from utils.sessions import SESSIONS, Session
 from utils.system.cpu import compile_where_it_pays
 from utils.system.device import hardware_of, make_accelerator
 from utils.system.files import write_text
+from utils.system.graphs import GraphedFunction
 from utils.system.progress import progress
-from utils.training import test, train
+from utils.training import forward_backward, test, train
 
 README = Path(__file__).parents[1] / "README.md"
 HEAD = "| session | training: classic | training: ours | testing: classic | testing: ours |", "|---|---|---|---|---|"
@@ -83,7 +84,8 @@ def ours(session: Session, data: ImageData) -> tuple[partial, partial]:
     model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, *loaders)
     if recipe.compile:  # as in a full run on CIFAR-10
         compile_where_it_pays(model, accelerator, steps=recipe.epochs * 50_000 // recipe.batch_size)
-    training = partial(train, model, train_loader, optimizer, scheduler, accelerator, recipe, epoch=1)
+    step = GraphedFunction(partial(forward_backward, model, accelerator, recipe), model)
+    training = partial(train, model, step, train_loader, optimizer, scheduler, accelerator, recipe, epoch=1)
     return training, partial(test, model, test_loader, accelerator)
 
 

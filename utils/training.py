@@ -1,8 +1,10 @@
 """The training loop: train() and test() run one epoch, fit() repeats them, predict() returns logits."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -10,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from utils.recipes import Recipe
 from utils.system.errors import TrainingError, explain_out_of_memory
+from utils.system.graphs import GraphedFunction
 from utils.system.progress import progress
 
 MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of each epoch
@@ -34,8 +36,19 @@ class History:
     log: list[str] = field(default_factory=list)  # two lines per epoch, as printed
 
 
+def forward_backward(
+    model: nn.Module, accelerator: Accelerator, recipe: Recipe, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and number of correct predictions of a batch; the gradients are in the parameters."""
+    logits = model(images)  # (B, 10)
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    accelerator.backward(loss)
+    return loss.detach(), (logits.argmax(dim=1) == labels).sum()
+
+
 def train(
     model: nn.Module,
+    step: Callable[..., Sequence[Tensor]],
     loader: DataLoader,
     optimizer: Optimizer,
     scheduler: LRScheduler,
@@ -44,6 +57,8 @@ def train(
     epoch: int,
 ) -> tuple[float, float, list[float], str]:
     """Train for one epoch, on this process's share of each batch; TrainingError if the loss is no longer finite.
+
+    ``step`` is ``forward_backward`` of a batch, which a GPU replays as one graph.
 
     Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate of each step;
     the final line of the progress bar.
@@ -54,16 +69,15 @@ def train(
     with progress(total=len(loader), mininterval=1, smoothing=0, leave=False, disable=quiet) as bar:
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
-            logits = model(images)  # (B, 10)
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            loss, correct = step(images, labels)
+            if math.isfinite(recipe.max_grad_norm):
+                accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             lrs.append(float(scheduler.get_last_lr()[0]))  # of this step
             scheduler.step()
 
-            losses.append(loss.detach())
-            hits.append((logits.argmax(dim=1) == labels).sum())
+            losses.append(loss)
+            hits.append(correct)
             sizes.append(len(labels))
             # Reading the values waits for the GPU, so it is done only when the bar is drawn, once per second.
             last = batch == len(loader) - 1
@@ -113,6 +127,7 @@ def predict(
     return torch.cat(logits), torch.cat(labels)
 
 
+@torch.no_grad()
 def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, accelerator: Accelerator) -> None:
     """Recompute BatchNorm's statistics from a tenth of the training images (at least ten batches), with augmentation.
 
@@ -123,10 +138,19 @@ def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, acc
     device, processes = accelerator.device, accelerator.num_processes
     gpus = [device] if device.type == "cuda" else []
     count = max(len(train_set) // 10, 10 * batch_size) // processes  # type: ignore[arg-type]
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    for norm in momenta:
+        norm.reset_running_stats()
+    model.train()
     # Eager, because a compiled model would be compiled again for a pass without gradients.
     with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
         parts = torch.randperm(len(train_set))[:count].split(batch_size // processes)  # type: ignore[arg-type]
-        update_bn((train_set.__getitems__(part.tolist()) for part in parts), model)  # type: ignore[attr-defined]
+        for number, part in enumerate(parts, start=1):
+            for norm in momenta:
+                norm.momentum = 1 / number  # the mean over all batches; PyTorch's update_bn would wait for a GPU
+            model(train_set.__getitems__(part.tolist())[0])  # type: ignore[attr-defined]
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
     for statistic in model.buffers():
         if statistic.is_floating_point():
             statistic.copy_(accelerator.reduce(statistic, "mean"))
@@ -172,11 +196,12 @@ def fit(
     """
     history = history or History()
     train_loader, test_loader = loaders
+    step = GraphedFunction(partial(forward_backward, model, accelerator, recipe), model)
     for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         with explain_out_of_memory(recipe.batch_size):
             train_loss, train_accuracy, lrs, train_line = train(
-                model, train_loader, optimizer, scheduler, accelerator, recipe, epoch
+                model, step, train_loader, optimizer, scheduler, accelerator, recipe, epoch
             )
             refresh_batchnorm(model, train_loader.dataset, recipe.batch_size, accelerator)
             test_loss, test_accuracy, test_line = test(model, test_loader, accelerator)

@@ -7,9 +7,16 @@ Normalize, the last one, which returns float32. Random numbers come from PyTorch
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@cache
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """``(C, 1, 1)`` on ``device``, made once: a copy to a GPU would wait for all its work, in every step."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class CutOut:
         rows = (pixels >= top[:, None]) & (pixels < top[:, None] + self.size)  # (B, H)
         columns = (pixels >= left[:, None]) & (pixels < left[:, None] + self.size)  # (B, W)
         square = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-        fill = torch.tensor(self.fill, device=images.device) * 255
-        return torch.where(square, fill.round().to(images.dtype)[:, None, None], images)
+        fill = 255 * per_channel(self.fill, images.device)
+        return torch.where(square, fill.round().to(images.dtype), images)
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -100,18 +107,14 @@ class Normalize:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean, std = self.tensors(images.device)
+        mean, std = (per_channel(values, images.device) for values in (self.mean, self.std))
         images = images.to(torch.float32, memory_format=memory_format(images.device))
         return (images - 255 * mean) / (255 * std)
 
     def inverse(self, images: Tensor) -> Tensor:
         """Normalized images back to the scale 0 to 1, for pictures."""
-        mean, std = self.tensors(images.device)
+        mean, std = (per_channel(values, images.device) for values in (self.mean, self.std))
         return (images * std + mean).clamp(0, 1)
-
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (self.mean, self.std))
-        return mean[:, None, None], std[:, None, None]  # (C, 1, 1) each
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class TrainingState:
         rank = self.accelerator.process_index
         try:
             self.model.load_state_dict(content["model"])
+            for saved, group in zip(content["optimizer"]["param_groups"], self.optimizer.param_groups):
+                saved["fused"] = group["fused"]  # this device's
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(content["scheduler"])
             if self.accelerator.scaler and content["scaler"]:
