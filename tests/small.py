@@ -1,5 +1,6 @@
 """A run of session 9's small network (a = 8) on the digits, without pictures."""
 
+import multiprocessing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,10 @@ from utils.sessions import SESSIONS
 from utils.system.files import save_tensors
 
 DIGITS = load_data("digits")
+PROCESSES = multiprocessing.get_context("forkserver")  # new processes, which find PyTorch imported
+PROCESSES.set_forkserver_preload(
+    ["main", "sklearn.model_selection", "torch._dynamo", "torch.distributed.fsdp", "utils.runs.run"]
+)
 RECIPE = SESSION9.for_epochs(2).for_images(1437)
 
 

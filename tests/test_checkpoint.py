@@ -1,7 +1,8 @@
-"""Damaged, foreign or malicious weights and checkpoints give a one-line error and are left unchanged."""
+"""Weights and checkpoints: complete or absent; damaged, foreign or malicious ones give one line and stay as they are."""
 
 import os
 import pickle
+import resource
 import zipfile
 from types import SimpleNamespace
 
@@ -14,7 +15,6 @@ from tests.small import DIGITS, save_weights
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.runs.checkpoint import TrainingState
-from utils.system.device import make_accelerator
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors
 from utils.training import History
@@ -64,7 +64,6 @@ def test_weights_without_what_a_classifier_needs(tmp_path, content):
 
 def test_scale_of_float16_is_restored(tmp_path):
     """A GradScaler on the CPU stands in for the GPU's."""
-    make_accelerator(cpu=True)
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
@@ -83,7 +82,22 @@ def test_scale_of_float16_is_restored(tmp_path):
     assert later.accelerator.scaler.get_scale() == 1024
 
 
-@pytest.mark.parametrize("kind", ["cut off", "malicious", "of another network"])
+def test_full_disk_keeps_what_stood_there(tmp_path):
+    """The operating system rejects files larger than 100 kB, as a full disk would."""
+    path = tmp_path / "checkpoint.pt"
+    save_tensors(path, {"epoch": 1})
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(FileError, match=r"checkpoint.pt cannot be written \(File too large\): free some space"):
+            save_tensors(path, {"epoch": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["cut off", "of another network"])
 def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
     stop_in_the_second_epoch(monkeypatch)
     checkpoint = folder / "checkpoint.pt"
