@@ -28,11 +28,11 @@ def save_weights(path: Path, model, session: int, data: ImageData) -> None:
     save_tensors(path, about_network(model, session, data))
 
 
-def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS) -> Run:
+def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS, cpu: bool = False) -> Run:
     """The run is built, not trained; its files go to ``folder``."""
     session = replace(SESSIONS[9], recipe=recipe, network=partial(TransformerModel, a=8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNS", str(folder.parent))
         patch.setenv("EVA8_SMOKE", "0")
-        run = Run.open(session, data, name=folder.name)
+        run = Run.open(session, data, name=folder.name, cpu=cpu)
     return run
