@@ -62,17 +62,14 @@ def png_archives(tmp_path, monkeypatch):
         if kind == "pngs":
             for module in (image_folder, cifar10):
                 monkeypatch.setattr(module, "CIFAR10_DIGESTS", image_folder.read_images(Path(packed))["digests"])
-
     return contents | {"pngs-half": contents["pngs"][:-200]}
 
 
 @pytest.fixture
 def mirrors(archive, png_archives, monkeypatch):
-    """A server whose paths are mirrors: good, missing, wrong, half, stalls, and PNG files; and one that is closed."""
+    """A server whose paths are mirrors: good, missing, half, stalls, and PNG files; and one that is closed."""
     asked, leave = [], threading.Event()
-
-    bodies = {"good": archive, "wrong": bytes(len(archive)), "half": archive[: len(archive) // 2],
-              "stalls": archive[:1000], **png_archives}  # fmt: skip
+    bodies = {"good": archive, "half": archive[: len(archive) // 2], "stalls": archive[:1000], **png_archives}
 
     class Mirror(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -94,7 +91,7 @@ def mirrors(archive, png_archives, monkeypatch):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def use(*kinds):
         base, urls = f"http://127.0.0.1:{server.server_port}", []
@@ -127,7 +124,7 @@ def test_archive_or_unpacked_folder_found(root, archive, mirrors):
     root.mkdir()
     (root / "cifar-10-python.tar.gz").write_bytes(archive)
     found = data.load_data("cifar10")
-    assert found.name == "CIFAR-10" and found.classes == tuple(data.CIFAR10_CLASSES)
+    assert found.name == "CIFAR-10" and found.is_cifar10 and found.classes == tuple(data.CIFAR10_CLASSES)
     assert found.train_images.shape == (100, 3, 32, 32) and found.train_images.dtype == torch.uint8
     assert found.test_images.shape == (20, 3, 32, 32) and found.test_labels.dtype == torch.int64
     assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -138,9 +135,7 @@ def test_archive_or_unpacked_folder_found(root, archive, mirrors):
 
 
 @pytest.mark.parametrize("bad, reason", [
-    ("closed", "127.0.0.1: urlopen error [Errno 111] Connection refused"),
     ("missing", "127.0.0.1: HTTP Error 404: Not Found"),
-    ("wrong", "127.0.0.1: File not found or corrupted"),
     ("half", "127.0.0.1: File not found or corrupted"),
     ("stalls", "127.0.0.1: timed out"),
     ("pngs-altered", "127.0.0.1: its images are not those of CIFAR-10"),
@@ -167,31 +162,16 @@ def test_no_mirror_serves_it(root, mirrors, capsys):
     assert "NOT CIFAR-10: TRAINING ON HANDWRITTEN DIGITS INSTEAD" in shown and "Connection refused" in shown
 
 
-def test_wrong_archive_is_replaced(root, archive, mirrors, capsys):
+def test_wrong_archive_is_replaced_and_a_damaged_folder_unpacked_again(root, archive, mirrors, capsys):
     mirrors("good")
     root.mkdir()
     (root / "cifar-10-python.tar.gz").write_bytes(archive[:-100])
     assert data.load_data("cifar10").name == "CIFAR-10"
     assert "its MD5 differs" in capsys.readouterr().out
-    assert (root / "cifar-10-python.tar.gz").read_bytes() == archive
-
-
-@pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
-def test_damaged_folder_is_unpacked_again(root, mirrors, name):
-    mirrors("good")
-    data.load_data("cifar10")
-    (root / "cifar-10-batches-py" / name).write_bytes(b"half")
     mirrors("closed")
-    again = data.load_data("cifar10")
-    assert again.name == "CIFAR-10" and again.classes == tuple(data.CIFAR10_CLASSES)
-
-
-def test_data_root_that_cannot_be_made(tmp_path, monkeypatch, mirrors):
-    mirrors("good")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "file" / "data"))
-    with pytest.raises(DataError, match=r"cannot be written .*: set DATA_ROOT to a folder with 400 MB free"):
-        data.load_data("cifar10")
+    for name in ("data_batch_3", "batches.meta"):
+        (root / "cifar-10-batches-py" / name).write_bytes(b"half")
+        assert data.load_data("cifar10").classes == tuple(data.CIFAR10_CLASSES)
 
 
 @pytest.mark.parametrize("where", ["download", "unpack"])

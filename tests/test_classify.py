@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.small import DIGITS, RECIPE, save_weights, small_run
 from utils.classify import load_classifier
 from utils.data import load_data
-from utils.sources.image_folder import decode_image, read_rgb
+from utils.sources.image_folder import read_rgb
 from utils.system.files import load_tensors
 from utils.transforms import Normalize
 
@@ -39,13 +39,10 @@ def test_probabilities_are_those_of_the_network(weights, tmp_path):
 
 
 def test_pictures_of_any_size_and_mode(weights, tmp_path):
-    classify, gray = load_classifier(weights[0]), DIGITS.test_images[0, 0].numpy()
+    classify = load_classifier(weights[0])
     for mode in ("L", "RGBA", "P"):
         Image.new(mode, (200, 120)).save(tmp_path / "wide.png")
         assert len(classify(tmp_path / "wide.png")) == 3
-    Image.fromarray(gray).save(tmp_path / "8.png")
-    Image.fromarray(gray.astype("uint16") * 257).save(tmp_path / "16.png")  # 16 bits are seen as 8 bits are
-    assert classify(tmp_path / "16.png") == classify(tmp_path / "8.png")
 
 
 def exif(*entries: tuple[int, int, int]) -> bytes:
@@ -65,10 +62,7 @@ def test_metadata_turn_an_image_but_never_reject_it(tmp_path, metadata, upright)
     plain = np.zeros((32, 32, 3), dtype=np.uint8)
     plain[:16] = 255  # the upper half is white
     Image.fromarray(plain).save(tmp_path / "photo.png", exif=metadata)
-    expected = np.rot90(plain, -1) if upright else plain
-    assert np.array_equal(np.asarray(read_rgb(tmp_path / "photo.png")), expected)
-    assert np.array_equal(decode_image(tmp_path / "photo.png", "photo.png"), expected)
-    load_classifier(ROOT / "static/session9/weights.pt")(tmp_path / "photo.png")
+    assert np.array_equal(read_rgb(tmp_path / "photo.png"), np.rot90(plain, -1) if upright else plain)
 
 
 def test_checkpoint_serves_as_weights(tmp_path):
