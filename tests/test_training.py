@@ -9,16 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
-from utils.data import BatchDataset, load_data, no_collate
-from utils.runs.run import Run
-from utils.sessions import SESSIONS
+from utils.data import BatchDataset, no_collate
 from utils.system.device import make_accelerator
 from utils.system.errors import TrainingError
 from utils.system.files import load_tensors
@@ -35,14 +32,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run = small_run(folder)
     return folder, run.model, run.fit(max_lr=0.003)
-
-
-@pytest.fixture
-def cpu():
-    """Runs that ask for the CPU by name get it, also after one on a GPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_log_is_the_one_that_students_paste(finished):
@@ -81,17 +70,6 @@ def test_reported_test_figures_are_those_of_the_final_weights(finished):
     accuracy = 100 * (logits.argmax(1) == DIGITS.test_labels).float().mean().item()
     assert history.test_accuracy[-1] == pytest.approx(accuracy, abs=2)
     assert accuracy > 20  # chance is 10
-
-
-def test_same_seed_gives_the_same_numbers_bit_for_bit_on_a_cpu(cpu, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS", str(tmp_path))
-    first, second = (Run.open(SESSIONS[9], load_data(), name=name, cpu=True) for name in ("first", "second"))
-    for run in (first, second):
-        run.build()
-        run.fit(0.01)
-    assert (first.history.train_loss, first.history.test_loss) == (second.history.train_loss, second.history.test_loss)
-    for name, value in first.model.state_dict().items():
-        assert value.device.type == "cpu" and torch.equal(value, second.model.state_dict()[name]), name
 
 
 def test_each_step_clips_the_gradients_before_it_and_moves_the_learning_rate_after_it(capsys):
@@ -195,7 +173,7 @@ def test_statistics_are_those_of_a_tenth_of_the_training_images_or_ten_batches(b
     assert reduced == ["mean", "mean"]  # over the processes
 
 
-def test_each_epoch_is_tested_with_statistics_of_training_batches_not_with_running_averages(cpu, capsys):
+def test_each_epoch_is_tested_with_statistics_of_training_batches_not_with_running_averages(capsys):
     """The running averages lag behind: after ten batches, they are at two thirds of the way."""
     norm, seen = nn.BatchNorm2d(3), []
     norm.register_forward_pre_hook(lambda norm, _: None if norm.training else seen.append(norm.running_mean.clone()))
