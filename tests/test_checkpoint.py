@@ -15,6 +15,7 @@ from tests.small import DIGITS, save_weights
 from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.runs.checkpoint import TrainingState
+from utils.system.device import make_accelerator
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors
 from utils.training import History
@@ -64,22 +65,15 @@ def test_weights_without_what_a_classifier_needs(tmp_path, content):
 
 def test_scale_of_float16_is_restored(tmp_path):
     """A GradScaler on the CPU stands in for the GPU's."""
-    model = torch.nn.Linear(1, 1)
+    path, model, accelerator = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1), make_accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-
-    def state(scale: float) -> TrainingState:
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        accelerator = SimpleNamespace(
-            device=torch.device("cpu"), is_main_process=True, num_processes=1, process_index=0, mixed_precision="fp16",
-            scaler=scaler,
-        )  # fmt: skip
-        return TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
-
-    state(1024.0).save(tmp_path / "checkpoint.pt", History(), {"model": model.state_dict()})
-    later = state(2.0)
-    later.restore(load_tensors(tmp_path / "checkpoint.pt"), tmp_path / "checkpoint.pt")
-    assert later.accelerator.scaler.get_scale() == 1024
+    state = TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    state.save(path, History(), {"model": model.state_dict()})
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    state.restore(load_tensors(path), path)
+    assert accelerator.scaler.get_scale() == 1024
 
 
 def test_full_disk_keeps_what_stood_there(tmp_path):

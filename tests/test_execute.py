@@ -1,5 +1,6 @@
 """Running a notebook from the terminal: its output is shown at once, and only a complete run is saved."""
 
+import json
 import os
 import signal
 import subprocess
@@ -51,6 +52,19 @@ def test_notebook_with_an_error_is_not_saved(run, tmp_path):
     with pytest.raises(SystemExit, match=f"^\n{NAME} stopped: ValueError: no$"):
         run("raise ValueError('no')")
     assert not list(tmp_path.rglob("runs/**/*.ipynb"))
+
+
+def test_terminal_without_unicode_and_a_kernel_that_is_this_python_whatever_the_user_has_installed(tmp_path):
+    folder = tmp_path / "jupyter/kernels/python3"
+    folder.mkdir(parents=True)
+    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another Python", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(other))
+    write(tmp_path, "import sys; print('→', sys.executable)")
+    (tmp_path / "runs/smoke/session9").mkdir(parents=True)
+    variables = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tools.execute", "9"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"\\u2192 {sys.executable}\n"), done.stderr
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "no memory", "closed pipe"])

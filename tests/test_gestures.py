@@ -96,6 +96,7 @@ def test_pictures_belong_to_the_weights_as_they_are(run, whole):
     assert same(run, whole) and torch.equal(run.sample[0], sample)
     assert not torch.equal(run.predictions[0], before)
     logits, labels = run.predictions
+    assert F.cross_entropy(logits, labels).item() == pytest.approx(run.history.test_loss[-1])
     assert 100 * (logits.argmax(1) == labels).float().mean().item() == pytest.approx(run.history.test_accuracy[-1])
 
 
@@ -119,7 +120,8 @@ def test_find_lr_starts_from_a_new_network(run, whole, monkeypatch):
 def test_weights_are_saved_before_any_picture(run, monkeypatch, capsys):
     """A picture that fails costs one line."""
     run.fit(0.01)
-    assert set(load_tensors(run.folder / "weights.pt")) == {"model", "session", "classes", "mean", "std"}
+    weights, checkpoint = (load_tensors(run.folder / name) for name in ("weights.pt", "checkpoint.pt"))
+    assert set(weights) == {"model", "session", "classes", "mean", "std"} < set(checkpoint)  # which serves as weights
     monkeypatch.setenv("EVA8_SMOKE", "0")
     monkeypatch.setattr(plots, "confusion_matrix", lambda run: 1 / 0)
     run.show("confusion_matrix", "lr_history_plot")

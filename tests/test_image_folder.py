@@ -107,6 +107,17 @@ def test_formats_links_and_hidden_files(folder):
     assert torch.equal(data.train_images[6:], expected.train_images[3:])
 
 
+def test_file_and_class_names_that_are_not_utf8(tmp_path):
+    folder = write_images(tmp_path / os.fsdecode(b"caf\xe9"), [*CLASSES[:9], os.fsdecode(b"th\xe9")])
+    picture(1).save(folder / "train/class0" / os.fsdecode(b"caf\xe9.png"))
+    data = load_folder(folder)
+    assert len(data.train_labels) == 31 and data.classes[9] == "th\\xe9"
+    assert data.name == "caf\\xe9 (folder of images)" and str(data).encode()
+    (folder / "train/class0" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"class0/caf\\xe9.png is not a readable image: replace or remove it"):
+        load_folder(folder)
+
+
 def test_cifar10_is_recognized_by_its_content(monkeypatch, folder):
     """Not by names or order of files, nor by the folder's name; a single different label is seen."""
     images = load_folder(folder)

@@ -111,6 +111,17 @@ print({"torchvision", "pytorch_grad_cam", "tensorboard"} & set(sys.modules))
     assert "session9" in shown and shown.splitlines()[-2:] == ["False", "set()"]
 
 
+@pytest.mark.parametrize("stream, code, told", [
+    (">&-", 0, ""), (">/dev/full", 1, "main.py: standard output: No space left on device"),
+    ("| true; exit ${PIPESTATUS[0]}", 1, ""),
+])  # fmt: skip
+def test_standard_output_that_cannot_be_written(stream, code, told):
+    program = "from utils.system.errors import one_line_errors\nwith one_line_errors('main.py'): print('x' * 100_000)"
+    command = ["bash", "-c", f'"{sys.executable}" -c "{program}" {stream}']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (code, told)
+
+
 @pytest.mark.parametrize("end", ["SIGTERM", "closed pipe"])
 def test_end_from_outside(tmp_path, end):
     """SIGTERM is handled like Ctrl-C; a closed pipe, as in `main.py session9 | head`, ends the run silently."""

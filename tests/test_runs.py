@@ -118,33 +118,27 @@ def test_a_resumed_run_keeps_its_precision(tmp_path, monkeypatch):
 start = partial(Run.open, SESSIONS[9], epochs=4)
 
 
-@pytest.fixture
-def in_runs(full, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS", str(tmp_path))
-    return tmp_path / "session9"
-
-
-def test_an_unfinished_run_of_the_same_plan_is_resumed(in_runs):
+def test_an_unfinished_run_of_the_same_plan_is_resumed(folder):
     start(data=DIGITS)
-    save_tensors(in_runs / "checkpoint.pt", {"precision": "float32"})
-    (in_runs / ".checkpoint.pt.123.part").touch()
+    save_tensors(folder / "checkpoint.pt", {"precision": "float32"})
+    (folder / ".checkpoint.pt.123.part").touch()
     start(data=DIGITS)
-    assert {path.name for path in in_runs.iterdir()} == {"plan.json", "checkpoint.pt"}
-    assert [path.name for path in in_runs.parent.glob("[!.]*")] == ["session9"]
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "checkpoint.pt"}
+    assert [path.name for path in folder.parent.glob("[!.]*")] == ["session9"]
 
 
 @pytest.mark.parametrize("change, data, seed", [
     ("true", DIGITS, 1), ("true", replace(DIGITS, name="photos"), 0), ("touch run.json", DIGITS, 0),
     ("rm plan.json", DIGITS, 0),
 ], ids=["recipe", "data", "finished", "no plan"])  # fmt: skip
-def test_any_other_run_is_moved_aside(in_runs, capsys, change, data, seed):
+def test_any_other_run_is_moved_aside(folder, capsys, change, data, seed):
     start(data=DIGITS)
-    (in_runs / "checkpoint.pt").write_bytes(b"weights")
-    subprocess.run(change.split(), cwd=in_runs, check=True)
+    (folder / "checkpoint.pt").write_bytes(b"weights")
+    subprocess.run(change.split(), cwd=folder, check=True)
     start(data=data, seed=seed)
-    assert [path.name for path in in_runs.iterdir()] == ["plan.json"]
-    assert json.loads((in_runs / "plan.json").read_text())["recipe"]["seed"] == seed
-    (aside,) = (path for path in in_runs.parent.glob("[!.]*") if path != in_runs)
+    assert [path.name for path in folder.iterdir()] == ["plan.json"]
+    assert json.loads((folder / "plan.json").read_text())["recipe"]["seed"] == seed
+    (aside,) = (path for path in folder.parent.glob("[!.]*") if path != folder)
     assert (aside / "checkpoint.pt").read_bytes() == b"weights"
     assert f"moved to {aside}/" in capsys.readouterr().out
 
