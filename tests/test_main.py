@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main
 from tests.conftest import ROOT, SESSION9
-from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message
+from tests.small import FIND_LR, TWO_EPOCHS, call, exit_message
 from utils import training
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
@@ -88,7 +88,6 @@ def test_wrong_words_get_one_line_and_exit_code_2(capsys, words, message):
 
 @pytest.mark.parametrize("words, message", [
     ("session9 --data digits --epochs 0", "epochs is 0: it must be from 1 to"),
-    ("session9 --data digits --batch-size -1", "batch size is -1: it must be from 1 to"),
     ("session9 --data digits --seed -1", "seed is -1: it must be from 0 to 4294967295"),
     ("session9 --data digits --max-lr nan", "max LR is nan: it must be from 1e-09 to"),
     (f"evaluate --data digits --checkpoint {main.WEIGHTS}", "truck, but digits has others: use --data to give the"),

@@ -16,8 +16,7 @@ from filelock import FileLock
 from torch.nn import functional
 
 from models.model9 import TransformerModel
-from tests.small import DIGITS, PROCESSES, small_run
-from tests.terminal import TWO_EPOCHS, exit_message, interrupt_epoch
+from tests.small import DIGITS, PROCESSES, TWO_EPOCHS, exit_message, interrupt_epoch, small_run
 from utils import training
 from utils.data import load_data, make_loaders
 from utils.optimizers import adam

@@ -12,7 +12,7 @@ import torch_lr_finder.lr_finder
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.terminal import FIND_LR, exit_message, stop_in_the_second_epoch
+from tests.small import FIND_LR, exit_message, stop_in_the_second_epoch
 from utils.data import BatchDataset, no_collate
 from utils.recipes import SESSION7, SESSION8, SESSION9
 from utils.schedule import LRSearch, batch_share, find_divergence, find_lr, find_plateau, one_cycle
@@ -142,11 +142,11 @@ def test_learning_rate_rises_and_falls_on_straight_lines(recipe, first, last, ep
     recipe = replace(recipe, epochs=epochs, top_epoch=top_epoch)
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     scheduler, lrs = one_cycle(optimizer, 0.02, recipe, batches), []
-    for _ in range(epochs * batches + 1):  # what each step uses, and what one more would use
+    for _ in range(epochs * batches):
         lrs.append(scheduler.get_last_lr()[0])
         optimizer.step()
-        if len(lrs) <= epochs * batches:
-            scheduler.step()
+        scheduler.step()
+    lrs.append(scheduler.get_last_lr()[0])  # of one step more
     top = max(1, top_epoch * batches - 1)  # the last step of the top epoch, but not the first of all
     assert lrs == pytest.approx(np.interp(range(len(lrs)), [0, top, epochs * batches], [first, 0.02, last]))
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
