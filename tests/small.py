@@ -19,9 +19,7 @@ from utils.system.files import save_tensors
 
 DIGITS = load_data("digits")
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes, which find PyTorch imported
-PROCESSES.set_forkserver_preload(
-    ["main", "sklearn.model_selection", "torch._dynamo", "torch.distributed.fsdp", "utils.runs.run"]
-)
+PROCESSES.set_forkserver_preload("sklearn.model_selection torch._dynamo torch.distributed.fsdp utils.runs.run".split())
 RECIPE = SESSION9.for_epochs(2).for_images(1437)
 # Runs of a few seconds; in the first one, the LR finder chooses the max LR.
 FIND_LR = ("session9", "--data", "digits", "--epochs", "2")

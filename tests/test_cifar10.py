@@ -3,19 +3,18 @@
 import contextlib
 import hashlib
 import http.server
-import itertools
 import pickle
 import shutil
 import tarfile
 import threading
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from tests.test_image_folder import pack, picture, write_images
 from utils import data
 from utils.sources import cifar10, image_folder
 from utils.system.errors import DataError
@@ -50,19 +49,13 @@ def archive(tmp_path, monkeypatch):
 @pytest.fixture
 def png_archives(tmp_path, monkeypatch):
     """Three archives of PNG files: one that counts as CIFAR-10 here, one with another image, and a truncated one."""
-    contents = {}
-    for kind in ("pngs", "pngs-altered"):
-        for split, name in itertools.product(("train", "test"), data.CIFAR10_CLASSES):
-            folder = tmp_path / kind / "CIFAR-10-dataset-a828d74" / split / name
-            folder.mkdir(parents=True)
-            pixels = np.random.default_rng(len(contents) if (split, name) == ("test", "truck") else 7)
-            Image.fromarray(pixels.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "0.png")
-        packed = shutil.make_archive(str(tmp_path / kind), "gztar", tmp_path / kind)
-        contents[kind] = Path(packed).read_bytes()
-        if kind == "pngs":
-            for module in (image_folder, cifar10):
-                monkeypatch.setattr(module, "CIFAR10_DIGESTS", image_folder.read_images(Path(packed))["digests"])
-    return contents | {"pngs-half": contents["pngs"][:-200]}
+    top = tmp_path / "pngs"
+    folder = write_images(top / "CIFAR-10-dataset-a828d74", data.CIFAR10_CLASSES, (("train", 1), ("test", 1)))
+    whole, digests = pack(top, "gztar").read_bytes(), image_folder.read_images(top)["digests"]
+    for module in (image_folder, cifar10):
+        monkeypatch.setattr(module, "CIFAR10_DIGESTS", digests)
+    picture(7).save(folder / "test/truck/0.png")
+    return {"pngs": whole, "pngs-altered": pack(top, "gztar").read_bytes(), "pngs-half": whole[:-200]}
 
 
 @pytest.fixture
@@ -177,10 +170,7 @@ def test_wrong_archive_is_replaced_and_a_damaged_folder_unpacked_again(root, arc
 @pytest.mark.parametrize("where", ["download", "unpack"])
 def test_full_or_read_only_disk(root, mirrors, monkeypatch, where):
     mirrors("good", "good")
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(*((cifar10, "download_url") if where == "download" else (shutil, "unpack_archive")), full)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): set DATA_ROOT"):
         data.load_data("cifar10")

@@ -160,16 +160,12 @@ def test_damaged_or_malicious_cache_is_replaced(folder, monkeypatch):
     assert not (folder.parent / "hacked").exists()
 
 
-def test_cache_that_cannot_be_written_gives_a_message_only(folder, monkeypatch, capsys):
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
+def test_cache_that_cannot_be_written_gives_a_message_only(folder, capsys):
+    folder.with_name("pets.cache.pt").mkdir()
     assert len(load_folder(folder).train_labels) == 30
     told = capsys.readouterr().out
     assert "are not cached and will be decoded again next time: " in told
-    assert "pets.cache.pt cannot be written (No space left on device)" in told
-    assert not list(folder.parent.glob(".*.part"))
+    assert "pets.cache.pt cannot be written (Is a directory)" in told
 
 
 def test_second_process_waits_and_uses_the_result(folder, capsys):

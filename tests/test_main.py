@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_end_from_outside(tmp_path, end):
      "main.py: torch is not installed in this Python: use .venv/bin/python, which `make test` creates."),
 ])  # fmt: skip
 def test_interrupted_evaluation_and_python_without_the_packages(monkeypatch, error, told):
-    monkeypatch.setattr(main, "evaluate", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(main, "evaluate", Mock(side_effect=error))
     assert exit_message("evaluate", "--checkpoint", main.WEIGHTS) == told
 
 
@@ -163,10 +164,7 @@ def test_pictures_come_between_the_weights_and_the_end(folder, monkeypatch):
     (FIND_LR, "utils.schedule.LRFinder.range_test"), (TWO_EPOCHS, "utils.training.train")
 ])  # fmt: skip
 def test_gpu_out_of_memory(folder, monkeypatch, words, place):
-    def too_big(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    monkeypatch.setattr(place, too_big)
+    monkeypatch.setattr(place, Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     shown = exit_message(*words, "--batch-size", "100")
     assert "the GPU is out of memory with batches of 100 images: try 50 (main.py: --batch-size; notebook:" in shown
 

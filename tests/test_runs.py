@@ -8,6 +8,7 @@ import signal
 import subprocess
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -151,9 +152,7 @@ def test_two_runs_in_one_folder(folder):
 
 
 def test_folder_that_cannot_be_locked_or_created(folder, monkeypatch):
-    def no_locks(*_, **__):
-        raise OSError(38, "Function not implemented")
-
+    no_locks = Mock(side_effect=OSError(38, "Function not implemented"))
     with monkeypatch.context() as patch:
         patch.setattr("utils.runs.folder.FileLock.acquire", no_locks)
         told = ".session9.lock cannot be locked ([Errno 38] Function not implemented): set RUNS"
