@@ -59,9 +59,7 @@ def launch(folder: Path, *words: str, count: int = 2, dies: bool = False) -> lis
         process.start()
     for process in processes:
         process.join()
-    assert (
-        all(process.exitcode for process in processes) if dies else not any(process.exitcode for process in processes)
-    )
+    assert [process.exitcode != 0 for process in processes] == [dies] * count
     return [(folder / f"printed{rank}.txt").read_text() for rank in range(count)]
 
 
