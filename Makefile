@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# one process per core; the tests of one file share a process
+# one process per core; the tests of one file share a process, and the longest files are among the first
 PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: help session7 session8 session9 test check coverage bench publish colab clean

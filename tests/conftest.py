@@ -5,12 +5,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from utils import data
 from utils.sessions import SESSIONS
 
 ROOT = Path(__file__).parents[1]
 SESSION9 = SESSIONS[9]
+
+
+@pytest.fixture(autouse=True)
+def new_states():
+    """Each test chooses its device and precision anew, as a new process does."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

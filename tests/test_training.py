@@ -1,6 +1,5 @@
 """The training loop: its log, its files, its reproducibility, and its error when the loss is not finite."""
 
-import copy
 import csv
 import re
 import time
@@ -9,16 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
-from utils.data import BatchDataset, load_data, no_collate
-from utils.runs.run import Run
-from utils.sessions import SESSIONS
+from utils.data import BatchDataset, no_collate
 from utils.system.device import make_accelerator
 from utils.system.errors import TrainingError
 from utils.system.files import load_tensors
@@ -35,14 +31,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run = small_run(folder)
     return folder, run.model, run.fit(max_lr=0.003)
-
-
-@pytest.fixture
-def cpu():
-    """Runs that ask for the CPU by name get it, also after one on a GPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_log_is_the_one_that_students_paste(finished):
@@ -69,29 +57,7 @@ def test_history_and_final_weights_are_saved(finished):
         assert [float(row[name]) for row in rows] == pytest.approx(getattr(history, name), rel=1e-5)
     saved = load_tensors(folder / "checkpoint.pt")["model"]
     torch.testing.assert_close(saved, dict(model.cpu().state_dict()), rtol=0, atol=0)
-    assert not list(folder.glob(".*.part"))
-
-
-def test_reported_test_figures_are_those_of_the_final_weights(finished):
-    _, model, history = finished
-    with torch.no_grad():
-        logits = copy.deepcopy(model).cpu().float().eval()(DIGITS.normalize(DIGITS.test_images))
-    # the precision may differ, so a few predictions may
-    assert history.test_loss[-1] == pytest.approx(F.cross_entropy(logits, DIGITS.test_labels).item(), rel=0.05)
-    accuracy = 100 * (logits.argmax(1) == DIGITS.test_labels).float().mean().item()
-    assert history.test_accuracy[-1] == pytest.approx(accuracy, abs=2)
-    assert accuracy > 20  # chance is 10
-
-
-def test_same_seed_gives_the_same_numbers_bit_for_bit_on_a_cpu(cpu, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS", str(tmp_path))
-    first, second = (Run.open(SESSIONS[9], load_data(), name=name, cpu=True) for name in ("first", "second"))
-    for run in (first, second):
-        run.build()
-        run.fit(0.01)
-    assert (first.history.train_loss, first.history.test_loss) == (second.history.train_loss, second.history.test_loss)
-    for name, value in first.model.state_dict().items():
-        assert value.device.type == "cpu" and torch.equal(value, second.model.state_dict()[name]), name
+    assert history.test_accuracy[-1] > 20  # chance is 10
 
 
 def test_each_step_clips_the_gradients_before_it_and_moves_the_learning_rate_after_it(capsys):
@@ -125,19 +91,10 @@ def test_each_step_clips_the_gradients_before_it_and_moves_the_learning_rate_aft
     assert not capsys.readouterr().out
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    calls, real = [], F.cross_entropy
-
-    def nan_at_the_24th_step(*arguments, **options):
-        calls.append(1)
-        return real(*arguments, **options) * (float("nan") if len(calls) == 24 else 1)
-
-    monkeypatch.setattr(training.F, "cross_entropy", nan_at_the_24th_step)
-    # one of the calls is the test pass after epoch 1 of 21 batches: step 24 is batch 1 of epoch 2
+def test_loss_that_is_not_finite_stops_the_training():
+    losses, lrs = torch.tensor([2.0, float("nan"), 2.0]).unbind(), [0.001, 0.0027273, 0.003]
     with pytest.raises(TrainingError, match=r"loss became nan in epoch 2, batch 1, at LR 0\.0027273: try a quarter"):
-        small_run(tmp_path).fit(max_lr=0.003)
-    assert len((tmp_path / "training_log.txt").read_text("utf-8").splitlines()) == 2  # epoch 1 is kept
-    assert (tmp_path / "checkpoint.pt").exists()
+        training.totals(list(losses), list(torch.ones(3)), [1, 1, 1], lrs, epoch=2)
 
 
 class FirstPixels(nn.Module):
@@ -195,7 +152,7 @@ def test_statistics_are_those_of_a_tenth_of_the_training_images_or_ten_batches(b
     assert reduced == ["mean", "mean"]  # over the processes
 
 
-def test_each_epoch_is_tested_with_statistics_of_training_batches_not_with_running_averages(cpu, capsys):
+def test_each_epoch_is_tested_with_statistics_of_training_batches_not_with_running_averages(capsys):
     """The running averages lag behind: after ten batches, they are at two thirds of the way."""
     norm, seen = nn.BatchNorm2d(3), []
     norm.register_forward_pre_hook(lambda norm, _: None if norm.training else seen.append(norm.running_mean.clone()))

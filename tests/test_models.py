@@ -1,4 +1,4 @@
-"""Session 9's network: the assignment's layers and attention, and its initialization."""
+"""The networks are the assigned ones, and session 9's starts as near-isometries."""
 
 import math
 
@@ -7,8 +7,49 @@ import pytest
 import torch
 from scipy.fft import idctn
 from torch import nn
+from torchvision.models import resnet18, resnet34
 
+from models.model7 import ResNet18, ResNet34
+from models.model8 import CustomResNet, ResLayer
 from models.model9 import TransformerModel, UltimusBlock
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network, reference, count", [(ResNet18, resnet18, 11_173_962), (ResNet34, resnet34, 21_282_122)])  # fmt: skip
+def test_resnets_are_torchvisions_with_a_3x3_stem_and_a_quarter_of_its_logits(network, reference, count):
+    torch.manual_seed(0)
+    model, reference = network(), reference(num_classes=10)
+    reference.conv1, reference.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    weights = model.state_dict().items()
+    reference.load_state_dict({name.replace("shortcut", "downsample"): weight for name, weight in weights})
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), reference(images) / 4)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_custom_resnet_has_the_assigned_order_of_layers_and_number_of_parameters():
+    layers = [layer for layer in CustomResNet().modules() if not list(layer.children())]
+    conv, pooled = ["Conv2d", "BatchNorm2d", "ReLU"], ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    order = [*conv, *pooled, *conv, *conv, *pooled, *pooled, *conv, *conv, "MaxPool2d", "Linear"]
+    assert [type(layer).__name__ for layer in layers] == order
+    assert all(layer.bias is None for layer in layers if isinstance(layer, nn.Conv2d))
+    assert sum(parameter.numel() for parameter in CustomResNet().parameters()) == 6_573_130
+
+
+@torch.no_grad()
+def test_residual_layers_add_to_their_x_and_the_logits_are_an_eighth_of_the_last_layers():
+    torch.manual_seed(0)
+    model, images = CustomResNet(), torch.randn(4, 3, 32, 32)
+    x = model.prep_layer(images)
+    assert x.shape == (4, 64, 32, 32)
+    shapes = (4, 128, 16, 16), (4, 256, 8, 8), (4, 512, 4, 4)
+    for layer, shape in zip((model.layer1, model.layer2, model.layer3), shapes):
+        if layer is not model.layer2:
+            inner = layer.x(x)
+            assert isinstance(layer, ResLayer) and torch.equal(layer(x), inner + layer.res_block(inner))
+        x = layer(x)
+        assert x.shape == shape
+    torch.testing.assert_close(model(images), model.fc(x.amax(dim=(2, 3))) / 8)
 
 
 @pytest.mark.parametrize("a, pool", [(32, []), (8, ["MaxPool2d"])])
@@ -67,30 +108,25 @@ def test_small_signals_pass_the_four_blocks_unchanged_but_for_their_mean():
     assert blocks(torch.zeros(1, 48).double()).abs().max() < 1e-6
 
 
-@torch.no_grad()
-def test_attention_differs_between_images_from_the_start():
-    torch.manual_seed(0)
-    for block in TransformerModel().ultimus_blocks:
-        for linear in (block.fc_q, block.fc_v):
-            assert 0.29 < linear.weight.abs().max() * math.sqrt(48) <= 0.3  # PyTorch's weights reach 1/√48
-
-
 def test_first_convolution_starts_from_the_leading_cosines_in_either_sign():
     leading = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 0, 0), (0, 1, 1), (0, 2, 0), (0, 0, 2)]
     frequencies = np.zeros((8, 3, 3, 3), dtype=np.float32)  # of color, row and column
     for cube, place in zip(frequencies, leading):
         cube[place] = 1
     filters = 0.3 * torch.from_numpy(idctn(frequencies, axes=(1, 2, 3), norm="ortho"))
-    conv = TransformerModel().conv_block[0]
-    torch.testing.assert_close(conv.weight.detach(), torch.cat([filters, -filters]))
-    assert not conv.bias.any()
+    started = TransformerModel().conv_block[0].weight.detach()
+    torch.testing.assert_close(started, torch.cat([filters, -filters]))
 
 
-@pytest.mark.parametrize("init, blocks, filters", [("near_isometry", True, False), ("pytorch", False, False)])
-def test_near_isometry_initializes_only_the_blocks_and_pytorch_nothing(init, blocks, filters):
+@pytest.mark.parametrize("init, share, zeros", [("ours", 0.3, True), ("near_isometry", 0.3, False), ("pytorch", 1, False)])  # fmt: skip
+def test_initializations_of_attention_and_first_convolution(init, share, zeros):
+    """Weights in Q and V, 0.3 times PyTorch's, let the attention differ between images from the start."""
+    torch.manual_seed(0)
     model = TransformerModel(init=init)
-    assert all((not block.fc_k.bias.any()) is blocks for block in model.ultimus_blocks)
-    assert (not model.conv_block[0].bias.any()) is filters
+    assert (not model.conv_block[0].bias.any()) is zeros
+    for block in model.ultimus_blocks:
+        for linear in (block.fc_q, block.fc_v):
+            assert 0.95 < linear.weight.abs().max() * math.sqrt(48) / share <= 1  # PyTorch's reach 1/√48
 
 
 @pytest.mark.parametrize("wrong, message", [
