@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from small import RECIPE, small_run
 from torch import nn
 
+from tests.small import RECIPE, small_run
 from utils import training
 from utils.optimizers import adam, sgd
 from utils.runs.run import Run

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import small_run
 from torch import nn
 
+from tests.small import small_run
 from utils.system import graphs
 from utils.system.graphs import GraphedFunction
 
