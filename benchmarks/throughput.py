@@ -7,9 +7,11 @@ classic one is measured first, because ours changes how this process allocates m
 import argparse
 import contextlib
 import io
+import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from utils.system.progress import progress
 from utils.training import forward_backward, test, train
 
 README = Path(__file__).parents[1] / "README.md"
-HEAD = "| session | training: classic | training: ours | testing: classic | testing: ours |", "|---|---|---|---|---|"
+HEADS = "session", "training: classic", "training: ours", "testing: classic", "testing: ours"
 
 
 def transform_each(steps: list, batch: list) -> list[Tensor]:
@@ -59,7 +61,7 @@ def classic_epoch(model: nn.Module, loader: DataLoader, optimizer: Optimizer | N
             _ = loss.item(), (logits.argmax(dim=1) == labels).sum().item()  # for the log
 
 
-def classic(session: Session, data: ImageData) -> tuple[partial, partial]:
+def classic(session: Session, data: ImageData) -> list[Callable]:
     """The pipeline as students usually write it, in float32. It also tests on the training images."""
     recipe, gpu = session.recipe, torch.cuda.is_available()
     images: Any = list(zip(data.train_images.permute(0, 2, 3, 1).numpy(), data.train_labels.tolist()))
@@ -72,11 +74,11 @@ def classic(session: Session, data: ImageData) -> tuple[partial, partial]:
     test_loader = loader(collate_fn=partial(transform_each, end))
     model = session.network().to("cuda" if gpu else "cpu")
     optimizer = session.optimizer(model, recipe.weight_decay)
-    return partial(classic_epoch, model, train_loader, optimizer), partial(classic_epoch, model, test_loader)
+    return [partial(classic_epoch, model, train_loader, optimizer), partial(classic_epoch, model, test_loader)]
 
 
-def ours(session: Session, data: ImageData) -> tuple[partial, partial]:
-    """The project's own train() and test()."""
+def ours(session: Session, data: ImageData) -> list[Callable]:
+    """The project's own train() and test(), and on a GPU the bare graph."""
     recipe, accelerator = session.recipe, make_accelerator()
     model, optimizer = session.build(accelerator.device)
     scheduler = ConstantLR(optimizer)  # the learning rate does not change the time
@@ -86,7 +88,30 @@ def ours(session: Session, data: ImageData) -> tuple[partial, partial]:
         compile_where_it_pays(model, accelerator, steps=recipe.epochs * 50_000 // recipe.batch_size)
     step = GraphedFunction(partial(forward_backward, model, accelerator, recipe), model)
     training = partial(train, model, step, train_loader, optimizer, scheduler, accelerator, recipe, epoch=1)
-    return training, partial(test, model, test_loader, accelerator)
+    graph = [bare_graph(*training.args)] if accelerator.device.type == "cuda" else []
+    return [training, partial(test, model, test_loader, accelerator), *graph]
+
+
+def bare_graph(model, step, loader, optimizer, scheduler, accelerator, recipe) -> Callable:
+    """An epoch of train()'s steps, each one CUDA graph, and nothing between them: what the GPU allows."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True  # Adam asks for it
+
+    def whole_step(indices: Tensor) -> tuple[Tensor, ...]:
+        optimizer.zero_grad()
+        result = step.function(*loader.dataset.make_batch(indices))
+        if math.isfinite(recipe.max_grad_norm):
+            accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        return result
+
+    def epoch() -> None:
+        for indices in torch.randperm(len(loader.dataset), device=accelerator.device).split(recipe.batch_size):
+            loss, _ = replay(indices)
+        loss.item()
+
+    replay = GraphedFunction(whole_step)
+    return epoch
 
 
 def noise(count: int) -> ImageData:
@@ -95,37 +120,38 @@ def noise(count: int) -> ImageData:
     return ImageData("noise", (), images, labels, images, labels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def speeds(pipeline: tuple[partial, partial], count: int, rounds: int, name: str) -> list[float]:
-    """Images per second in training and in testing."""
-    times: list[list[float]] = [[], []]
+def speed(epoch: Callable, count: int, rounds: int, name: str) -> float:
+    """Images per second of an epoch of ``count`` images."""
+    times = []
     for _ in progress(range(rounds + 1), desc=name):
-        for epoch, measured in zip(pipeline, times):
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
-                epoch()  # it reads its results, so a GPU has finished
-            measured.append(time.perf_counter() - start)
-    return [count / statistics.median(measured[1:]) for measured in times]
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
+            epoch()  # it reads its results, so a GPU has finished
+        times.append(time.perf_counter() - start)
+    return count / statistics.median(times[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sessions", type=int, nargs="*", choices=[*SESSIONS, []], help="default: all")
-    parser.add_argument("--images", type=int, default=50_000 if torch.cuda.is_available() else 2048, help="per round")
+    parser.add_argument("--images", type=int, default=51_200 if torch.cuda.is_available() else 2048, help="per round")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--readme", action="store_true", help="also write the table into the README")
     options = parser.parse_args()
     data, numbers = noise(options.images), options.sessions or list(SESSIONS)
-    found = [
-        [
-            speeds(make(SESSIONS[number], data), options.images, options.rounds, f"session {number}")
-            for number in numbers
-        ]
-        for make in (classic, ours)
-    ]
-    table = [f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *HEAD]
-    for number, (a, b), (c, d) in zip(numbers, *found):
-        table.append(f"| {number} | {a:,.0f} | {c:,.0f} ({c / a:.1f}×) | {b:,.0f} | {d:,.0f} ({d / b:.1f}×) |")
-    text = "\n".join(table)
+    speeds: dict[int, list[float]] = {number: [] for number in numbers}
+    for pipeline in (classic, ours):
+        for number in numbers:
+            for epoch in pipeline(SESSIONS[number], data):
+                speeds[number].append(speed(epoch, options.images, options.rounds, f"session {number}"))
+    heads, rows = list(HEADS), []
+    for number, (a, b, c, d, *graph) in speeds.items():
+        heads = [*HEADS, *["training: bare graph" for _ in graph]]
+        cells = [f"{a:,.0f}", f"{c:,.0f} ({c / a:.1f}×)", f"{b:,.0f}", f"{d:,.0f} ({d / b:.1f}×)"]
+        rows.append([str(number), *cells, *(f"{bare:,.0f}" for bare in graph)])
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
+    lines.insert(1, "|---" * len(heads) + "|")
+    text = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *lines])
     print(text)
     if options.readme:
         write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{text}\n"))

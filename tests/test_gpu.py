@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import throughput
 from tests.small import RECIPE, small_run
 from utils import training
 from utils.optimizers import adam, sgd
@@ -185,3 +186,11 @@ def test_optimizers_update_all_weights_with_few_launches():
     model = nn.Linear(2, 2)
     assert adam(model, 0.1).defaults["fused"] is None  # as PyTorch chooses
     assert adam(model.cuda(), 0.1).defaults["fused"] and sgd(model, 0.1).defaults["fused"]
+
+
+def test_benchmark_measures_the_bare_graph():
+    training, _, bare_graph = throughput.ours(SESSIONS[9], throughput.noise(512))
+    training()
+    before = [parameter.clone() for parameter in training.args[0].parameters()]
+    bare_graph()
+    assert GraphedFunction.works and not any(map(torch.equal, before, training.args[0].parameters()))
