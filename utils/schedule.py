@@ -52,14 +52,11 @@ def find_lr(
 ) -> LRSearch:
     """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 
-    The suggestion is a third of the learning rate at which the smoothed loss is back at its start
-    (``find_divergence``), and less for batches smaller than 512 (``batch_share``). A network whose loss never rises
-    again, because BatchNorm makes large steps harmless, gets the learning rate at which it stops falling
-    (``find_plateau``). Weights, optimizer, random state and train or eval mode are restored afterwards.
+    The suggestion is a third of the learning rate at which the smoothed loss is back at its start, and less for small
+    batches (``batch_share``), or, if the loss never rises again, the learning rate at which it stops falling. Weights,
+    optimizer, random state and mode are restored afterwards. TrainingError: the loss became infinite too early to judge.
 
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
-
-    Raises TrainingError: the loss became infinite too early to judge, or the GPU runs out of memory.
     """
     device, was_training = accelerator.device, model.training
     dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
