@@ -20,7 +20,7 @@ RECIPE = SESSION9.for_epochs(2).for_images(1437)
 
 def save_weights(path: Path, model, session: int, data: ImageData) -> None:
     """A file as a finished run saves it."""
-    save_tensors(path, about_network(model, session, data))
+    save_tensors(path, about_network(model, SESSIONS[session].recipe, data))
 
 
 def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS) -> Run:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from utils import training
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
+
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_train_evaluate_classify(folder, monkeypatch, capsys):
@@ -61,6 +64,25 @@ def test_session_7_in_smoke_mode_shows_what_its_notebook_shows(monkeypatch, tmp_
     assert f"Flip-averaged: {facts['flip_averaged']:.2f}%" in capsys.readouterr().out
     for picture in re.findall(r"!\[.*\]\((.*)\)", (folder / "submission.md").read_text()):
         assert (folder / picture).exists(), picture
+
+
+def test_the_readmes_commands_run_as_they_stand(folder, monkeypatch, tmp_path, capsys):
+    (tmp_path / "static").symlink_to(ROOT / "static")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "digits")
+    for command in re.findall(r"^\.venv/bin/python main\.py (.*)", README, re.MULTILINE):
+        call(*command.split())
+    shown = capsys.readouterr().out
+    assert all(part in shown for part in ("Test accuracy after epoch 12: ", "Test set: ", "static/horse.png: horse "))
+
+
+@pytest.mark.parametrize("command", re.findall(r"^(?:make|\.venv/bin/torchrun) .*", README, re.MULTILINE))
+def test_the_readmes_commands_of_other_programs(tmp_path, command):
+    """make only says what it would run."""
+    settings = {"MAKEFLAGS": "n", "RUNS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = command.replace(".venv/bin", str(Path(sys.executable).parent))
+    shown = subprocess.check_output(command, shell=True, cwd=ROOT, env=os.environ | settings, text=True)
+    assert re.search(r"-m tools.execute 9|-m pytest --nbval-lax|Test accuracy after epoch 2: .*\n.*\n.*2 × ", shown)
 
 
 def test_tensorboard_sees_scalars_and_pictures(folder, monkeypatch):

@@ -23,8 +23,12 @@ def run(tmp_path):
     def write(address="https://github.com/me/mine", **changes):
         facts = FACTS | changes
         (tmp_path / "run.json").write_text(json.dumps(facts))
-        text = report.write_submission(tmp_path, SESSIONS[facts["session"]].answers, address)
-        assert (tmp_path / "submission.md").read_text("utf-8") == text
+        shown = report.write_submission(tmp_path, SESSIONS[facts["session"]].answers, address).splitlines()
+        text = (tmp_path / "submission.md").read_text("utf-8")
+        heads = re.findall(r"^(?:\*\*|\d\. ).*?(?=:?$)", text, re.MULTILINE)
+        assert [line for line in shown if "holds" not in line] == heads and str(tmp_path / "submission.md") in "".join(
+            shown
+        )
         return text
 
     return write
@@ -75,7 +79,19 @@ def test_repository_is_the_remote_origin_without_credentials(monkeypatch, tmp_pa
     monkeypatch.setattr(report, "ROOT", tmp_path)
     assert report.repository() == address
     monkeypatch.setenv("PATH", "")  # no git
-    assert report.repository() == ""
+    assert report.repository() == report.commit.__wrapped__() == ""
+
+
+def test_commit_is_marked_if_tracked_files_have_changed(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "tracked").write_text("as committed")
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "1"], [*author, "tag", "-m", "", "v1"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "new").touch()
+    assert re.fullmatch("[0-9a-f]{7,}", commit := report.commit.__wrapped__())
+    (tmp_path / "tracked").write_text("changed")
+    assert report.commit.__wrapped__() == f"{commit}+"
 
 
 def test_missing_address_of_the_repository_is_pointed_out(run):
