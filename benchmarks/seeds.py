@@ -59,7 +59,7 @@ LADDER: dict[str, tuple] = {
     # At about the max LR of a8: the LR finder would suggest 0.4 or more, because only the blocks diverge below 1.
     "a8_no_blocks": ("the same without the blocks", {}, without_blocks, 0.01),
 }
-MAX_LRS: dict[str, tuple] = {f"a8_{lr}": (f"a = 8, max LR {lr}", {}, A8, lr) for lr in (0.003, 0.04, 0.1)}
+MAX_LRS: dict[str, tuple] = {f"a8_{lr}": ("a = 8", {}, A8, lr) for lr in (0.003, 0.04, 0.1)}
 VARIANTS = LADDER | MAX_LRS
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from models.model7 import ResNet
 from tests.conftest import ROOT, SESSION9
 from tests.terminal import FIND_LR, TWO_EPOCHS, call, exit_message
 from utils import training
+from utils.runs.report import commit
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
@@ -32,7 +33,8 @@ def test_train_evaluate_classify(folder, monkeypatch, capsys):
     monkeypatch.setitem(SESSIONS, 9, SESSION9)  # with all its pictures
     call(*FIND_LR, "--seed", 1, "--batch-size", 9)
     facts = json.loads((folder / "run.json").read_text())
-    assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 9, 1, "digits")
+    recipe = asdict(replace(SESSION9.recipe.for_epochs(2), batch_size=9, seed=1, precision=facts["precision"]))
+    assert facts.items() >= (recipe | {"data": "digits", "commit": commit()}).items()
     steps = load_tensors(folder / "checkpoint.pt")["history"]["step_lr"]
     assert (facts["first_lr"], facts["top_epoch"]) == (steps[0], 1) and max(steps) == steps[len(steps) // 2 - 1]
     assert facts["hardware"].endswith(facts["precision"]) and "flip_averaged" not in facts
@@ -76,7 +78,7 @@ def test_the_readmes_commands_run_as_they_stand(folder, monkeypatch, tmp_path, c
     assert all(part in shown for part in ("Test accuracy after epoch 12: ", "Test set: ", "static/horse.png: horse "))
 
 
-@pytest.mark.parametrize("command", re.findall(r"^(?:make|\.venv/bin/torchrun) .*", README, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^(?:make|\.venv/bin/torchrun) .*|DATA=\w+ make \w+", README, re.M))
 def test_the_readmes_commands_of_other_programs(tmp_path, command):
     """make only says what it would run."""
     settings = {"MAKEFLAGS": "n", "RUNS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -38,7 +38,10 @@ def text_of(cell):
 
 
 def test_thin_and_opens_on_colab_with_a_gpu(notebook):
-    assert len(notebook.cells) <= 24 and len(code_cells(notebook)) == 12
+    sources = [cell.source for cell in code_cells(notebook)]
+    assert len(notebook.cells) <= 24 and len(sources) == 12
+    steps = r"Run\.open.*session\.recipe.*Code\(.*NBVAL.*build.*find_lr.*fit.*\nrun\.show.*finish\(.*submission\("
+    assert re.search(steps, "\n".join(sources), re.DOTALL)
     for cell in code_cells(notebook):
         assert not re.search(r"^\s*((def|class) |[!%])|lambda", cell.source, re.MULTILINE)  # nbval passes a failed "!"
     assert notebook.metadata["accelerator"] == "GPU" and notebook.metadata["colab"]["gpuType"] == "T4"
@@ -111,10 +114,12 @@ def setup(notebook):
     return code_cells(notebook)[0].source.replace('"https://github.com/OWNER/NAME"', '"https://github.com/me/mine"')
 
 
-def test_setup_cell_clones_and_installs(setup, colab, monkeypatch, tmp_path):
+@pytest.mark.parametrize("end", ["", "/", ".git", ".git/"])
+def test_setup_cell_clones_and_installs(setup, colab, monkeypatch, tmp_path, end):
+    setup = setup.replace("me/mine", f"me/mine{end}")
     exec(setup, {})
     clone, install = colab
-    assert clone == ["git", "clone", "--depth", "1", "https://github.com/me/mine", "mine"]
+    assert clone == ["git", "clone", "--depth", "1", f"https://github.com/me/mine{end}", "mine"]
     assert install[1:] == ["-m", "pip", "install", "-q", "--no-deps", "-r", "requirements-colab.txt"]
     assert Path.cwd() == tmp_path / "mine" and str(Path.cwd()) in sys.path
     exec(setup, {})  # again in the same kernel
