@@ -142,4 +142,5 @@ if __name__ == "__main__":
     session = parser.parse_args().session
     with one_line_errors("not published"):
         publish(session)
-        print(f"Published: the notebook, static/session{session}/, benchmarks/seeds.csv and the README's figures.")
+        print(f"Published: the notebook, static/session{session}/ and the README's results.")
+        print("The ladder and the curves follow with `.venv/bin/python -m benchmarks.seeds`.")
