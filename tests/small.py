@@ -28,7 +28,7 @@ TWO_EPOCHS = (*FIND_LR, "--max-lr", "0.01")
 
 def save_weights(path: Path, model, session: int, data: ImageData) -> None:
     """A file as a finished run saves it."""
-    save_tensors(path, about_network(model, session, data))
+    save_tensors(path, about_network(model, SESSIONS[session].recipe, data))
 
 
 def small_run(folder: Path, recipe: Recipe = RECIPE, data: ImageData = DIGITS, cpu: bool = False) -> Run:

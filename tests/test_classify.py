@@ -41,12 +41,8 @@ def test_metadata_turn_an_image_but_never_reject_it(tmp_path):
         assert np.array_equal(read_rgb(tmp_path / "photo.png"), expected)
 
 
-def test_the_readmes_lines_run(tmp_path, monkeypatch, capsys):
+def test_the_readmes_lines_run(monkeypatch, capsys):
     (lines,) = re.findall(r"```python\n(.*?load_classifier.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    weights, picture = re.findall(r'"([^"]+\.(?:pt|png|jpg))"', lines)
-    Image.new("RGB", (64, 48), "skyblue").save(tmp_path / picture)
-    (tmp_path / weights).parent.mkdir(parents=True)
-    (tmp_path / weights).symlink_to(ROOT / weights)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(ROOT)
     exec(lines, {})
-    assert re.match(r"\{'\w+': 0\.\d+, ", capsys.readouterr().out)
+    assert re.match(r"\{'horse': 0\.\d+, ", capsys.readouterr().out)

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -19,33 +21,46 @@ import main
 from tests.conftest import ROOT, SESSION9
 from tests.small import FIND_LR, TWO_EPOCHS, call, exit_message
 from utils import training
+from utils.runs.report import commit
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
 from utils.system.files import load_tensors
 
+README = (ROOT / "README.md").read_text("utf-8")
 
-def test_train_evaluate_classify(folder, monkeypatch, capsys):
+
+def test_the_readmes_commands_train_evaluate_and_classify(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(SESSIONS, 9, SESSION9)  # with all its pictures
-    call(*FIND_LR, "--seed", 1, "--batch-size", 9)
+    (tmp_path / "static").symlink_to(ROOT / "static")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", "digits")
+    train, evaluate, classify = re.findall(r"^\.venv/bin/python main\.py (.*)", README, re.MULTILINE)
+    call(*train.split())
     facts = json.loads((folder / "run.json").read_text())
-    assert (facts["epochs"], facts["batch_size"], facts["seed"], facts["data"]) == (2, 9, 1, "digits")
+    recipe = replace(SESSION9.recipe.for_epochs(12), batch_size=2, seed=1, precision=facts["precision"])
+    assert facts.items() >= (asdict(recipe) | {"data": "digits", "commit": commit()}).items()
     steps = load_tensors(folder / "checkpoint.pt")["history"]["step_lr"]
-    assert (facts["first_lr"], facts["top_epoch"]) == (steps[0], 1) and max(steps) == steps[len(steps) // 2 - 1]
+    assert facts["first_lr"] == steps[0] and max(steps) == steps[20 * facts["top_epoch"] - 1]
     assert facts["hardware"].endswith(facts["precision"]) and "flip_averaged" not in facts
     pictures = {path.stem for path in folder.glob("*.png")}
     assert pictures == set(SESSIONS[9].pictures) and {"lr_finder_plot", "signal_rank", "attention_maps"} < pictures
     last = capsys.readouterr().out.splitlines()[-4:]
-    assert last[0] == f"Test accuracy after epoch 2: {facts['test_accuracy']:.2f}% of 24 images, digits"
+    assert last[0] == f"Test accuracy after epoch 12: {facts['test_accuracy']:.2f}% of 24 images, digits"
     assert last[2] == f"26,064 parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
     assert last[3] == f"Log, weights, pictures and submission.md (the answers to the assignment page): {folder}/"
     assert (folder / "submission.md").read_text().startswith("**Do not hand this in: it was trained on digits")
+    call(*evaluate.split())
+    call(*classify.split())
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-2].endswith(f"({facts['test_accuracy']:.2f}%)") and shown[-1].startswith("static/horse.png: horse ")
 
-    call("evaluate", "--checkpoint", folder / "weights.pt", "--data", "digits")
-    assert f"({facts['test_accuracy']:.2f}%)" in capsys.readouterr().out
 
-    Image.new("RGB", (40, 40)).save(folder / "black.png")
-    call("classify", folder / "black.png", "--checkpoint", folder / "weights.pt")
-    assert capsys.readouterr().out.startswith(f"{folder / 'black.png'}: ")
+@pytest.mark.parametrize("command", re.findall(r"^(?:make|\.venv/bin/torchrun) .*|DATA=\w+ make \w+", README, re.M))
+def test_the_readmes_commands_of_other_programs(tmp_path, command):
+    settings = {"MAKEFLAGS": "n", "RUNS": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = command.replace(".venv/bin", str(Path(sys.executable).parent))
+    shown = subprocess.check_output(command, shell=True, cwd=ROOT, env=os.environ | settings, text=True)
+    assert re.search(r"-m tools.execute 9|-m pytest --nbval-lax|Test accuracy after epoch 2: .*\n.*\n.*2 × ", shown)
 
 
 def test_session_7_in_smoke_mode_and_what_tensorboard_sees(monkeypatch, tmp_path, capsys):

@@ -7,12 +7,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tools.publish import BEST_PUBLIC, NotPublishable, files, publish
+from tools.publish import BEST_PUBLIC, COLUMNS, SEEDS, files, publish, read
+from utils.system.errors import UserError
 
 FACTS = {
     "session": 9, "data": "CIFAR-10", "is_cifar10": True, "smoke": False, "epochs": 24, "max_lr": 0.0195, "seed": 0,
     "parameters": 26064, "train_accuracy": 70.5, "test_accuracy": 68.25, "seconds_per_epoch": 55.1,
-    "hardware": "a CPU", "torch": "2.15.0",
+    "hardware": "a CPU, 2 threads", "torch": "2.15.0",
 }  # fmt: skip
 README = (
     "before\n<!-- results -->\nold\n<!-- /results -->\nbetween\n<!-- session9-log -->\n<!-- /session9-log -->\nafter\n"
@@ -37,11 +38,16 @@ def root(tmp_path):
     for name in files(9):
         (run / name).write_bytes(name.encode())
     (run / "run.json").write_text(json.dumps(FACTS))
-    (run / "history.csv").write_text("epoch,lr\n" + "".join(f"{i},0.1\n" for i in range(1, 25)))
+    (run / "history.csv").write_text("epoch,test_accuracy\n" + "".join(f"{i},{i + 44.25}\n" for i in range(1, 25)))
     (run / "training_log.txt").write_text("EPOCH = 1\nTest set: fine\n")
     nbformat.write(notebook(("a = 1", 1, None), ("print(a)", 2, "stream")), run / "session9_assignment.ipynb")
     nbformat.write(notebook(("a = 1", None, None), ("print(a)", None, None)), tmp_path / "session9_assignment.ipynb")
     (tmp_path / "README.md").write_text(README)
+    runs = [(session, epochs, accuracy, kind) for session, epochs in ((9, 24), (8, 24), (7, 20))
+            for accuracy, kind in ((70, "2,NVIDIA H100"), (72, ",NVIDIA T4"), (71, "50,2 threads"))]  # fmt: skip
+    lines = [f"{session},ours,CIFAR-10,0,{epochs},,,{accuracy},{kind},,,\n" for session, epochs, accuracy, kind in runs]
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / SEEDS).write_text(",".join(COLUMNS) + "\n" + "".join(lines))
     return tmp_path
 
 
@@ -52,18 +58,17 @@ def test_publish_shows_the_run(root):
     name = "session9_assignment.ipynb"
     assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
     readme = (root / "README.md").read_text()
-    assert all(part in readme for part in ("\n\n| session |", "| 9: ULTIMUS | **68.25%** |", "| CIFAR-10 |"))
+    row = f"| 9: ULTIMUS | **70.31 ± 1.60% (4)** | {BEST_PUBLIC[9]} | 48 | 22 |"
+    assert "\n\n| session |" in readme and row in readme and BEST_PUBLIC[9].startswith("[62.25%](https://")
+    (added,) = read(root / SEEDS, hardware="a CPU, 2 threads")
+    assert (added["max_lr"], added["test_accuracy"], added["curve"][-17:]) == ("0.0195", "68.25", "66.25 67.25 68.25")
     assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
     assert re.fullmatch("before\n.*\nbetween\n.*after\n", readme, re.DOTALL) and "old" not in readme
     publish(9, root)
-    assert (root / "README.md").read_text() == readme
-
-
-def test_flip_averaged_accuracy_stands_apart(root):
-    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | {"flip_averaged": 69.5}))
+    assert (root / "README.md").read_text() == readme and len(read(root / SEEDS, hardware="a CPU, 2 threads")) == 1
+    (root / "README.md").write_text(README.replace("session9-log", "other"))
     publish(9, root)
-    row = f"| 9: ULTIMUS | **68.25%** (69.50% flip-averaged) | {BEST_PUBLIC[9]} | 70.50% |"
-    assert BEST_PUBLIC[9].startswith("[62.25%](https://") and row in (root / "README.md").read_text()
+    assert "Test set: fine" not in (root / "README.md").read_text()
 
 
 @pytest.mark.parametrize("change, reason", [
@@ -78,7 +83,7 @@ def test_unfit_runs_are_rejected(root, change, reason):
 
 @pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
 def test_unfinished_run_is_rejected(root, name):
-    (root / "runs/session9/history.csv").write_text("epoch,lr\n1,0.1\n")
+    (root / "runs/session9/history.csv").write_text("epoch,test_accuracy\n1,10\n")
     assert_not_published(root, "has 1 of 24 epochs")
     (root / "runs/session9" / name).unlink()
     assert_not_published(root, f"is missing {name}: finish `make session9` first")
@@ -98,7 +103,7 @@ def test_unfit_notebooks_are_rejected(root, cells, reason):
 def assert_not_published(root, reason):
     """The error says why, and no published file has changed."""
     shown = (root / "session9_assignment.ipynb").read_bytes()
-    with pytest.raises(NotPublishable, match=reason):
+    with pytest.raises(UserError, match=reason):
         publish(9, root)
     assert (root / "README.md").read_text() == README and not (root / "static").exists()
     assert (root / "session9_assignment.ipynb").read_bytes() == shown

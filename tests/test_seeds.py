@@ -1,5 +1,7 @@
 """The benchmark over seeds: what it runs, keeps and prints."""
 
+import re
+import shutil
 import statistics
 from functools import partial
 
@@ -7,16 +9,23 @@ import pytest
 import torch
 
 from benchmarks import seeds
+from tests.conftest import ROOT
+from tools.publish import COLUMNS, SEEDS, accuracy, append, read, row_of
 from utils import plots
 from utils.system.errors import TrainingError
+
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for name, file in (("RESULTS", "seeds.csv"), ("HISTORIES", "histories.csv"), ("README", "README.md")):
-        monkeypatch.setattr(seeds, name, tmp_path / file)
+    """A copy of the results, of which the benchmark writes the README's tables and first picture."""
+    for folder in ("benchmarks", "static/session9"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / SEEDS, tmp_path / SEEDS)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
     monkeypatch.setenv("RUNS", str(tmp_path))
-    seeds.README.write_text("a\n<!-- ladder -->\n<!-- /ladder -->\nb\n<!-- max-lr -->\n<!-- /max-lr -->\n")
     return tmp_path
 
 
@@ -25,19 +34,21 @@ def call(monkeypatch, *arguments):
     seeds.main()
 
 
-def test_runs_are_saved_and_not_repeated(results, monkeypatch, capsys):
-    call(monkeypatch, "ours", "--seeds", "3", "--epochs", "2")
-    (row,) = seeds.read(seeds.RESULTS)
-    assert (row["variant"], row["data"], row["seed"], row["epochs"]) == ("ours", "digits", "3", "2")
-    assert 0 <= float(row["test_accuracy"]) <= 100 and 0.001 < float(row["max_lr"]) < 0.1
-    assert (results / "smoke/seeds/ours-3/weights.pt").exists() and "digits" not in seeds.README.read_text()
-    history = seeds.read(seeds.HISTORIES)
-    assert [(entry["variant"], entry["epoch"]) for entry in history] == [("ours", "1"), ("ours", "2")]
-    assert history[-1]["test_accuracy"] == row["test_accuracy"]
+@pytest.mark.parametrize("words, name", [
+    (re.search(r"`\.venv/bin/python -m benchmarks\.seeds (.*?)`", README)[1], "9-a8-5"),
+    ("ours --session 8 --seeds 3 --epochs 1", "8-ours-3"),
+])  # fmt: skip
+def test_runs_are_saved_and_not_repeated(results, monkeypatch, capsys, words, name):
+    call(monkeypatch, *words.split())
+    (row,) = read(results / SEEDS, data="digits")
+    assert name == "{session}-{variant}-{seed}".format(**row)
+    assert row == row_of(results / f"smoke/seeds/session{name}", row["variant"])
+    epochs = [float(value) for value in row["curve"].split()]
+    assert len(epochs) == int(row["epochs"]) and epochs[-1] == float(row["test_accuracy"])
     monkeypatch.setattr(seeds, "train", lambda *_: pytest.fail("trained again"))
-    call(monkeypatch, "ours", "--seeds", "3", "--epochs", "2")
-    *_, heading, table = capsys.readouterr().out.strip().split("\n\n")
-    assert heading == "digits, 2 epochs" and f"| 1 | {float(row['test_accuracy']):.2f}% | – |" in table
+    call(monkeypatch, *words.split())
+    assert capsys.readouterr().out.endswith(f"\ndigits, {len(epochs)} epochs: {epochs[-1]:.2f}% (1)\n")
+    assert (results / "README.md").read_text("utf-8") == README
 
 
 def test_runs_that_diverge_count_and_fewer_epochs_keep_the_shape_of_the_cycle(results, monkeypatch, capsys):
@@ -48,9 +59,8 @@ def test_runs_that_diverge_count_and_fewer_epochs_keep_the_shape_of_the_cycle(re
     monkeypatch.setattr(seeds.Run, "fit", diverge)
     monkeypatch.setattr(seeds, "hold_out", partial(seeds.hold_out, count=10))
     call(monkeypatch, "reference", "--seeds", "0", "1", "--epochs", "4", "--validation")
-    *_, heading, table = capsys.readouterr().out.strip().split("\n\n")
-    assert heading == "digits, validation split, 4 epochs"
-    assert "| 2 | 10.00% | 0.00 | 10.00% | 10.00% | 2 | 0.001 |" in table
+    assert capsys.readouterr().out.endswith("\ndigits, validation split, 4 epochs: 10.00 ± 0.00% (2)\n")
+    assert [row["max_lr"] for row in read(results / SEEDS, data="digits, validation split")] == ["0.001"] * 2
 
 
 def test_recipes_are_chosen_on_held_out_training_images():
@@ -62,56 +72,38 @@ def test_recipes_are_chosen_on_held_out_training_images():
     assert torch.equal(rows.unique(dim=0), data.train_images.flatten(1).unique(dim=0))  # no duplicates, no test image
 
 
-def test_curves_are_drawn_when_all_runs_are_there(results, monkeypatch):
-    monkeypatch.setattr(seeds, "PICTURE", results / "curves.png")
-    drawn = []
-    monkeypatch.setattr(seeds, "accuracy_curves", lambda *a: drawn.append(a) or plots.accuracy_curves(*a))
-    for name in seeds.CURVES:
-        seeds.draw_curves()
-        assert not seeds.PICTURE.exists()
-        for data, seed, epochs, accuracy in (("CIFAR-10", 0, 24, 20), ("CIFAR-10", 1, 24, 30), ("CIFAR-10", 0, 72, 40),
-                                             ("digits", 0, 24, 50)):  # fmt: skip
-            for epoch in (1, 2):
-                values = (name, data, seed, epochs, epoch, 30, accuracy + epoch)
-                seeds.append(seeds.HISTORIES, seeds.HISTORY_COLUMNS, dict(zip(seeds.HISTORY_COLUMNS, values)))
-    seeds.draw_curves()
-    assert [curves for curves, _ in drawn] == [{label: [21, 22] for label in seeds.CURVES.values()}]
-    assert seeds.PICTURE.exists()
-
-
 def test_variants_differ_from_the_recipe_only_where_they_say():
-    assert seeds.VARIANTS["ours"].max_lr is None
-    for name, variant in seeds.VARIANTS.items():
-        as_published = name in ("ours", "a8_no_blocks", *seeds.MAX_LRS)
-        assert (variant.changes == {}) == (variant.init == "ours") == as_published, name
-        assert (variant.init == "pytorch") == (name in ("reference", "lr", "a8_pytorch")), name
-        assert (variant.a == 8) == name.startswith("a8"), name
-        assert len(seeds.network(variant).ultimus_blocks) == (0 if name == "a8_no_blocks" else 4), name
+    for name, (_, changes, network, max_lr) in seeds.VARIANTS.items():
+        as_published = name in ("ours", "a8", "a8_no_blocks", *seeds.MAX_LRS)
+        options = getattr(network, "keywords", {"a": 8} if network else {})
+        assert (changes == {}) == ("init" not in options) == as_published, name
+        assert (options.get("init") == "pytorch") == (name in ("reference", "lr", "a8_pytorch")), name
+        assert (options.get("a") == 8) == name.startswith("a8") and (max_lr is None or name != "ours"), name
+    assert len(seeds.without_blocks().ultimus_blocks) == 0
 
 
 def test_readme_shows_the_committed_results():
-    readme, rows = seeds.README.read_text("utf-8"), seeds.read(seeds.RESULTS)
-    for variants in (seeds.LADDER, seeds.MAX_LRS):
-        assert seeds.table(seeds.select(rows), variants) in readme
-    ours, stuck = (
-        [float(row["test_accuracy"]) for row in seeds.select(rows) if row["variant"] == name]
-        for name in ("ours", "a8_pytorch")
+    ours, stuck, (reference,) = (
+        [float(row["test_accuracy"]) for row in read(ROOT / SEEDS, variant=name, **seeds.WHOLE)]
+        for name in ("ours", "a8_pytorch", "reference")
     )
-    assert f"session 9 ends at {statistics.mean(ours):.2f} ± {statistics.stdev(ours):.2f}%" in readme
-    assert len(stuck) == 5 and f"five seeds ended between {min(stuck):.0f}% and {max(stuck):.0f}%" in readme
-    longer = {row["seed"]: row["test_accuracy"] for row in seeds.select(rows, epochs="72") if row["variant"] == "a8"}
-    assert f"seeds {' and '.join(longer)} end at {'% and '.join(longer.values())}%" in readme
+    assert f"**{statistics.mean(ours):.1f} ± {statistics.stdev(ours):.1f}%**" in README
+    assert f"of its author 62.25%, and our run of its recipe ends at {reference}%." in README
+    assert len(stuck) == 5 and f"five seeds ended between {min(stuck):.0f}% and {max(stuck):.0f}%" in README
+    found = accuracy(read(ROOT / SEEDS, variant="a8", **seeds.WHOLE)).split(" (")[0]
+    assert found in README.split("<!-- /max-lr -->")[1]
+    longer = [row["test_accuracy"] for row in read(ROOT / SEEDS, variant="a8", epochs="72")]
+    assert f"seeds 0 and 1 end at {'% and '.join(longer)}%" in README
 
 
-def test_readme_gets_whole_runs_on_cifar10_in_the_order_of_the_variants(results):
-    row = {"data": "CIFAR-10", "epochs": "24", "max_lr": "0.02"}
-    rows = [row | {"variant": name, "test_accuracy": accuracy} for name, accuracy in
-            [("a8", "75"), ("reference", "10"), ("a8_0.04", "74"), ("a8", "76")]]  # fmt: skip
-    seeds.write_readme([*rows, rows[0] | {"data": "digits"}, rows[0] | {"epochs": "12"}])
-    ladder, max_lrs = seeds.README.read_text().split("\nb\n")
-    assert [line.split(" | ")[1:6] for line in ladder.splitlines() if "%" in line] == [
-        ["1", "10.00%", "–", "10.00%", "10.00%"], ["2", "75.50%", "0.71", "75.00%", "76.00%"]
-    ]  # fmt: skip
-    assert [line.split(" | ")[0] for line in max_lrs.splitlines() if "%" in line] == [
-        "| max LR from the LR finder", "| max LR 0.04"
-    ]  # fmt: skip
+def test_readme_gets_whole_runs_on_cifar10_and_the_newest_curves(results, monkeypatch):
+    drawn, curve = [], " ".join(["10"] * 23 + ["70"])
+    monkeypatch.setattr(seeds, "accuracy_curves", lambda *a: drawn.append(a[0]) or plots.accuracy_curves(*a))
+    row = dict.fromkeys(COLUMNS, "") | seeds.WHOLE | {"variant": "lr", "seed": "0", "max_lr": "0.5"}
+    for changes in ({}, {"data": "digits"}, {"epochs": "12"}, {"session": "8"}):
+        append(results / SEEDS, row | {"test_accuracy": "70", "curve": curve} | changes)
+    call(monkeypatch)
+    both = accuracy([*read(ROOT / SEEDS, variant="lr", **seeds.WHOLE), {"test_accuracy": "70"}])
+    assert f"gradients clipped to norm 1 | {both} | 0.025 to 0.5 |" in (results / "README.md").read_text("utf-8")
+    assert (results / "static/session9/test_accuracy.png").exists()
+    assert {label: curve[-1] for label, curve in drawn[0].items()}[seeds.CURVES["lr"]] == 70

@@ -1,40 +1,40 @@
 """Publish a finished run in the repository: ``python -m tools.publish 9``.
 
-It copies the executed notebook, the log and the pictures into the repository, and the results into the
-README. Only complete runs on CIFAR-10 are accepted.
+It copies the executed notebook, the log and the pictures into the repository, adds the run to benchmarks/seeds.csv and
+writes the results into the README. Only complete runs on CIFAR-10 are accepted.
 """
 
 import argparse
+import csv
 import json
 import re
 import shutil
-import sys
+import statistics
 from functools import partial
 from pathlib import Path
 
 import nbformat
 
 from utils.sessions import SESSIONS
-from utils.system.errors import UserError
+from utils.system.errors import UserError, one_line_errors
 from utils.system.files import replace_file, write_text
 from utils.system.settings import runs_folder
 
-FILES = ("run.json", "history.csv", "training_log.txt")
-WEIGHTS = {7: (), 8: (), 9: ("weights.pt",)}  # session 9's are small, and the default of `main.py classify`
+SEEDS = Path("benchmarks/seeds.csv")  # all measured runs; curve: the test accuracy of each epoch
+COLUMNS = ("session,variant,data,seed,epochs,max_lr,train_accuracy,test_accuracy,seconds_per_epoch,hardware,torch,"
+           "commit,curve").split(",")  # fmt: skip
 BEST_PUBLIC = {  # the best public solution as assigned
-    7: "[92.00%](https://github.com/partha-goswami/EVA8/blob/f5ee357385/Session7/README.md)",
-    8: "[92.10%](https://github.com/ajinkyakhadilkar/EVA-8/blob/39f6322e91/Assignment8/README.md)",
     9: "[62.25%](https://github.com/abhyuditjain/eva-8/blob/adf545ae77/session9/README.md)",
+    8: "[92.10%](https://github.com/ajinkyakhadilkar/EVA-8/blob/39f6322e91/Assignment8/README.md)",
+    7: "[92.00%](https://github.com/partha-goswami/EVA8/blob/f5ee357385/Session7/README.md)",
 }
 
 
-class NotPublishable(UserError):
-    """Why a run cannot be published."""
-
-
-def files(session: int) -> tuple[str, ...]:
+def files(session: int) -> list[str]:
     """The files of a run of ``session`` that are published, besides its notebook."""
-    return (*FILES, *(f"{name}.png" for name in SESSIONS[session].pictures), *WEIGHTS[session])
+    weights = ["weights.pt"] if session == 9 else []  # they are small, and the default of `main.py classify`
+    pictures = [f"{name}.png" for name in SESSIONS[session].pictures]
+    return ["run.json", "history.csv", "training_log.txt", *pictures, *weights]
 
 
 def publish(session: int, root: Path = Path()) -> None:
@@ -48,20 +48,42 @@ def publish(session: int, root: Path = Path()) -> None:
     for file in files(session):
         replace_file(static / file, partial(shutil.copyfile, run / file))
     replace_file(root / notebook, partial(shutil.copyfile, run / notebook))
-    readme = (root / "README.md").read_text("utf-8")
-    readme = fill_section(readme, "results", results_table(root / "static"))
-    log = (run / "training_log.txt").read_text("utf-8")
-    readme = fill_section(readme, f"{name}-log", f"\n```text\n{log}```\n")
+    append(root / SEEDS, row_of(run))
+    readme = fill_section((root / "README.md").read_text("utf-8"), "results", results_table(root / SEEDS))
+    if f"<!-- {name}-log -->" in readme:
+        log = (run / "training_log.txt").read_text("utf-8")
+        readme = fill_section(readme, f"{name}-log", f"\n```text\n{log}```\n")
     write_text(root / "README.md", readme)
 
 
+def row_of(run: Path, variant: str = "ours") -> dict[str, str]:
+    """The row of ``SEEDS`` for the finished run in the folder ``run``."""
+    facts = json.loads((run / "run.json").read_text("utf-8")) | {"variant": variant}
+    facts["curve"] = " ".join(epoch["test_accuracy"] for epoch in read(run / "history.csv"))
+    values = [facts.get(name, "") for name in COLUMNS]
+    return {name: f"{x:.6g}" if isinstance(x, float) else str(x) for name, x in zip(COLUMNS, values)}
+
+
+def read(path: Path, **wanted: str) -> list[dict[str, str]]:
+    """The rows of a CSV file that have the ``wanted`` values."""
+    rows = csv.DictReader(path.read_text("utf-8").splitlines())
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def append(path: Path, row: dict[str, str]) -> None:
+    """Add a row to ``SEEDS``, unless it is there already."""
+    if row not in read(path):
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+
 def check(run: Path, session: int, notebook: Path) -> None:
-    """Raise NotPublishable unless the run is a complete one on CIFAR-10 with the current notebook."""
+    """Raise UserError unless the run is a complete one on CIFAR-10 with the current notebook."""
     recipe = SESSIONS[session].recipe
     again = f"run `make {recipe.name}` again"
     missing = [name for name in (*files(session), notebook.name) if not (run / name).exists()]
     if missing:
-        raise NotPublishable(f"{run} is missing {', '.join(missing)}: finish `make {recipe.name}` first")
+        raise UserError(f"{run} is missing {', '.join(missing)}: finish `make {recipe.name}` first")
     facts = json.loads((run / "run.json").read_text("utf-8"))
     epochs = len((run / "history.csv").read_text("utf-8").splitlines()) - 1
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
@@ -79,38 +101,46 @@ def check(run: Path, session: int, notebook: Path) -> None:
         (failed, f"the notebook in {run} shows an error: fix it and {again}"),
     ):
         if wrong:
-            raise NotPublishable(reason)
+            raise UserError(reason)
 
 
-def results_table(static: Path) -> str:
-    """The README's table of results, one row per published session."""
-    heads = "session|test accuracy|best public solution|train accuracy|n|s/epoch|hardware|data".split("|")
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for file in sorted(static.glob("session*/run.json"), reverse=True):  # in the order of the README
-        facts = json.loads(file.read_text("utf-8"))
-        flipped = f" ({facts['flip_averaged']:.2f}% flip-averaged)" if "flip_averaged" in facts else ""
-        name, best = SESSIONS[facts["session"]].recipe.title, BEST_PUBLIC[facts["session"]]
-        cells = [f"{facts['session']}: {name}", f"**{facts['test_accuracy']:.2f}%**{flipped}", best]
-        cells += [f"{facts['train_accuracy']:.2f}%", "1", f"{facts['seconds_per_epoch']:.0f}", facts["hardware"]]
-        lines.append("| " + " | ".join([*cells, facts["data"]]) + " |")
-    return "\n".join(["", *lines, ""])
+def accuracy(rows: list[dict[str, str]]) -> str:
+    """Test accuracy of some runs: mean ± std (n)."""
+    values = [float(row["test_accuracy"]) for row in rows]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}% ({len(values)})"
+
+
+def results_table(seeds: Path) -> str:
+    """The README's table of results; the times are those of the newest run on such hardware."""
+    lines = [
+        "",
+        "| session | test accuracy, mean ± std (n) | best public solution | seconds on a GPU | minutes on two cores |",
+    ]
+    lines.append("|---|---|---|---|---|")
+    for session, best in BEST_PUBLIC.items():
+        recipe = SESSIONS[session].recipe
+        runs = read(seeds, session=str(session), variant="ours", data="CIFAR-10", epochs=str(recipe.epochs))
+        gpu, cpu = (
+            [row["seconds_per_epoch"] for row in runs if hardware in row["hardware"] and row["seconds_per_epoch"]][-1]
+            for hardware in ("NVIDIA", "2 threads")
+        )
+        times = f"{recipe.epochs * float(gpu):.0f} | {recipe.epochs * float(cpu) / 60:.0f}"
+        lines.append(f"| {session}: {recipe.title} | **{accuracy(runs)}** | {best} | {times} |")
+    return "\n".join([*lines, ""])
 
 
 def fill_section(text: str, name: str, content: str) -> str:
     """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``."""
-    marks = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if any(mark not in text for mark in marks):
-        raise NotPublishable(f"README.md has no marks {' and '.join(marks)}: add them")
-    head, rest = text.split(marks[0], 1)
-    return f"{head}{marks[0]}\n{content}\n{marks[1]}{rest.split(marks[1], 1)[1]}"
+    head, rest = text.split(f"<!-- {name} -->\n", 1)
+    return f"{head}<!-- {name} -->\n{content}\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->', 1)[1]}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tools.publish", description="Publish a finished run.")
     parser.add_argument("session", type=int, choices=SESSIONS)
     session = parser.parse_args().session
-    try:
+    with one_line_errors("not published"):
         publish(session)
-    except UserError as error:
-        sys.exit(f"Not published: {error}")
-    print(f"Published: the notebook, static/session{session}/ and the README's figures.")
+        print(f"Published: the notebook, static/session{session}/ and the README's results.")
+        print("The ladder and the curves follow with `.venv/bin/python -m benchmarks.seeds`.")

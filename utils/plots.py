@@ -135,7 +135,7 @@ def loss_and_accuracy_graphs(run) -> Figure:
 
 def accuracy_curves(curves: Mapping[str, Sequence[float]], data_name: str) -> Figure:
     """Test accuracy in percent per epoch, one curve per run: ``{label: accuracies}``."""
-    fig, (ax,) = figure(1, 1, (9, 4.5), f"Test accuracy · {data_name}")
+    fig, (ax,) = figure(1, 1, (7, 4.5), f"Test accuracy · {data_name}")
     for label, accuracies in curves.items():
         ax.plot(range(1, len(accuracies) + 1), accuracies, marker=".", label=f"{label}: {accuracies[-1]:.1f}%")
     line_plot(ax, xlabel="epoch", ylabel="test accuracy in %")
@@ -208,15 +208,16 @@ def signal_rank(run) -> Figure:
     images = run.normalized(torch.arange(0, len(run.data.test_labels), max(1, len(run.data.test_labels) // 500)))
     networks = explain.initial_networks() | {"the same, trained": run.model}
     stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")
-    fig, axes = figure(1, len(networks), (14.4, 4), f"How much of the signal survives · {run.data.name}")
+    fig, axes = figure(2, 2, (6.4, 6.4), f"How much of the signal survives · {run.data.name}")
     for ax, (title, network) in zip(axes, networks.items()):
         spectra = explain.signal_spectra(network.to(images.device), images)  # (5, 48)
         for stage, row, color in zip(stages, spectra[:, :8], plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())):
             ax.semilogy(range(1, len(row) + 1), row.clamp(min=1e-6), color=color, marker=".", label=stage)
-        ax.set(title=title, xlabel="direction", xticks=range(1, 9), ylim=(1e-6, 1e3))
+        ax.set(title=title, xticks=range(1, 9), ylim=(1e-6, 1e3))
         ax.grid(alpha=0.3)
-    axes[0].set_ylabel("singular value, mean removed")
-    axes[-1].legend(fontsize=8, loc="lower left")
+    fig.supxlabel("direction")
+    fig.supylabel("singular value, mean removed")
+    axes[-1].legend(loc="lower left")
     return fig
 
 

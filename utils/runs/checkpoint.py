@@ -12,6 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from utils.data import ImageData
+from utils.recipes import Recipe
+from utils.runs.report import commit
 from utils.system.device import precision_of
 from utils.system.errors import FileError
 from utils.system.files import load_tensors, save_tensors, write_text
@@ -98,7 +100,7 @@ def write_history(folder: Path, history: History) -> None:
     write_text(folder / "history.csv", "".join(",".join(line) + "\n" for line in [["epoch", *MEASURES], *lines]))
 
 
-def about_network(model: nn.Module, session: int, data: ImageData) -> dict:
-    """What ``weights.pt`` holds: the weights, the classes and the normalization of the images."""
-    content = {"model": model.state_dict(), "session": session}
+def about_network(model: nn.Module, recipe: Recipe, data: ImageData) -> dict:
+    """What ``weights.pt`` holds: the weights, the classes and the normalization of the images, recipe and commit."""
+    content = {"model": model.state_dict(), "session": recipe.session, "recipe": asdict(recipe), "commit": commit()}
     return content | {"classes": data.classes, "mean": data.mean, "std": data.std}

@@ -5,6 +5,8 @@ import re
 import statistics
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ PICTURES = {
 def write_submission(folder: Path, answers: Sequence[str], repository: str) -> str:
     """Write ``submission.md``: the ``answers``, in their order, for the finished run in ``folder``.
 
-    If the run should not be handed in as it is, the first lines say so. Returns the text, in Markdown.
+    If the run should not be handed in as it is, the first lines say so. Returns what the file holds, in a few lines.
     """
     facts = json.loads((folder / "run.json").read_text("utf-8"))
     network = f"models/model{facts['session']}.py"
@@ -39,10 +41,11 @@ def write_submission(folder: Path, answers: Sequence[str], repository: str) -> s
         "learning_rates": f"One-cycle policy: LRMIN = {facts['first_lr']:.4f}, LRMAX = {facts['max_lr']:.4f} "
         f"at the end of epoch {facts['top_epoch']}.",
     }
+    first, file = warnings(facts, repository), folder / "submission.md"
     numbered = [f"{number}. {texts[answer]}" for number, answer in enumerate(answers, start=1)]
-    text = "\n\n".join([*warnings(facts, repository), f"# Session {facts['session']}", *numbered]) + "\n"
-    write_text(folder / "submission.md", text)
-    return text
+    write_text(file, "\n\n".join([*first, f"# Session {facts['session']}", *numbered]) + "\n")
+    titles = [answer.split("\n")[0].rstrip(":") for answer in numbered]
+    return "\n".join([*first, f"{file} holds the answers to the assignment page:", *titles])
 
 
 def warnings(facts: dict, repository: str) -> list[str]:
@@ -56,51 +59,49 @@ def warnings(facts: dict, repository: str) -> list[str]:
     return lines
 
 
+def git(*words: str) -> str:
+    """What a git command prints in the project's folder; "" if it fails or there is no git."""
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def repository() -> str:
     """The address of the remote "origin", without credentials; "" if there is none."""
-    try:
-        found = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
-    except OSError:  # there is no git
-        return ""
-    return re.sub(r"//[^@/]*@", "//", found.stdout.strip()).removesuffix(".git")
+    return re.sub(r"//[^@/]*@", "//", git("remote", "get-url", "origin")).removesuffix(".git")
+
+
+@cache
+def commit() -> str:
+    """The short hash of the commit whose code runs, with "+" if tracked files were changed; "" without git."""
+    return git("describe", "--always", "--dirty=+", "--exclude=*")
 
 
 def results(run) -> dict:
-    """What ``run.json`` holds of a finished run: its data, recipe, hardware and accuracy, in percent.
+    """What ``run.json`` holds of a finished run: its recipe, data, hardware, commit and accuracy, in percent.
 
     ``flip_averaged`` is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
     """
-    recipe, history, data = run.session.recipe, run.history, run.data
-    facts = {name: getattr(recipe, name) for name in ("session", "epochs", "top_epoch", "batch_size", "seed")} | {
-        "data": data.name,
-        "is_cifar10": data.is_cifar10,
-        "train_images": len(data.train_labels),
-        "test_images": len(data.test_labels),
-        "smoke": smoke(),
-        "first_lr": history.step_lr[0],
-        "max_lr": run.max_lr,
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "train_accuracy": history.train_accuracy[-1],
-        "test_accuracy": history.test_accuracy[-1],
-        "seconds_per_epoch": round(statistics.median(history.seconds), 2),
-        "hardware": hardware_of(run.accelerator),
-        "precision": precision_of(run.accelerator),
-        "torch": torch.__version__,
-    }
+    recipe, history, data, accelerator = run.session.recipe, run.history, run.data, run.accelerator
+    facts = asdict(recipe) | {"data": data.name, "is_cifar10": data.is_cifar10, "smoke": smoke()}
+    facts |= {"train_images": len(data.train_labels), "test_images": len(data.test_labels)}
+    facts |= {"first_lr": history.step_lr[0], "max_lr": run.max_lr}
+    facts |= {"parameters": sum(parameter.numel() for parameter in run.model.parameters())}
+    facts |= {"train_accuracy": history.train_accuracy[-1], "test_accuracy": history.test_accuracy[-1]}
+    facts |= {"seconds_per_epoch": round(statistics.median(history.seconds), 2), "hardware": hardware_of(accelerator)}
+    facts |= {"precision": precision_of(accelerator), "torch": torch.__version__, "commit": commit()}
     if run.session.flip_averaged:
-        accuracy = flip_averaged_accuracy(run.model, run.loaders[1], run.predictions[0])
-        facts["flip_averaged"] = round(accuracy, 2)
+        facts["flip_averaged"] = round(flip_averaged_accuracy(run.model, run.loaders[1], run.predictions[0]), 2)
     return facts
 
 
 def summary(facts: dict) -> str:
     """The results in ``run.json``, in three or four lines."""
-    accuracy = f"{facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {facts['data']}"
-    flip_averaged = [f"Flip-averaged: {facts['flip_averaged']:.2f}%"] if "flip_averaged" in facts else []
-    lines = [
-        f"Test accuracy after epoch {facts['epochs']}: {accuracy}",
-        *flip_averaged,
-        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%",
-        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}",
-    ]
-    return "\n".join(lines)
+    flip_averaged = f"Flip-averaged: {facts['flip_averaged']:.2f}%\n" if "flip_averaged" in facts else ""
+    return (
+        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, "
+        f"{facts['data']}\n{flip_averaged}"
+        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%\n"
+        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
+    )

@@ -175,7 +175,7 @@ class Run:
         return history
 
     def about_network(self) -> dict:
-        return about_network(self.model, self.session.recipe.session, self.data)
+        return about_network(self.model, self.session.recipe, self.data)
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ class Run:
         return facts
 
     def submission(self) -> str:
-        """What the assignment page asks for, in Markdown; also written to ``submission.md``."""
+        """Write ``submission.md``, what the assignment page asks for; returns what it holds, in a few lines."""
         return write_submission(self.folder, self.session.answers, repository())
 
 
