@@ -5,7 +5,6 @@ runs of session 9 on CIFAR-10 become two tables and the first picture of the REA
 """
 
 import argparse
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -42,7 +41,7 @@ def without_blocks() -> nn.Module:
 
 LARGE = {"batch_size": 512}
 COURSE = LARGE | {"crop_padding": 4, "cutout": 8, "weight_decay": 0.0}
-UNCLIPPED = COURSE | {"max_grad_norm": math.inf}
+UNCLIPPED = COURSE | {"max_grad_norm": None}
 PYTORCH = partial(TransformerModel, init="pytorch")
 BLOCKS = partial(TransformerModel, init="near_isometry")
 A8 = partial(TransformerModel, a=8)

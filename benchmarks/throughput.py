@@ -7,7 +7,6 @@ classic one is measured first, because ours changes how this process allocates m
 import argparse
 import contextlib
 import io
-import math
 import os
 import statistics
 import time
@@ -100,7 +99,7 @@ def bare_graph(model, step, loader, optimizer, scheduler, accelerator, recipe) -
     def whole_step(indices: Tensor) -> tuple[Tensor, ...]:
         optimizer.zero_grad()
         result = step.function(*loader.dataset.make_batch(indices))
-        if math.isfinite(recipe.max_grad_norm):
+        if recipe.max_grad_norm:
             accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         return result

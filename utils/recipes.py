@@ -1,6 +1,5 @@
 """The hyperparameters of each session, shared by the notebooks and all scripts."""
 
-import math
 from dataclasses import dataclass, field, replace
 
 
@@ -15,7 +14,7 @@ class Recipe:
     crop_padding: int  # 0: no crop
     cutout: int  # side of the square; 0: no cutout
     weight_decay: float  # of the convolutions
-    max_grad_norm: float = math.inf  # gradients are clipped to this norm
+    max_grad_norm: float | None = None  # gradients are clipped to this norm; None: they are not
     label_smoothing: float = 0.0
     start_div: float = 10.0  # the learning rate starts at max LR / start_div …
     end_div: float = 10_000.0  # … and ends at max LR / end_div

@@ -1,6 +1,5 @@
 """The training loop: train() and test() run one epoch, fit() repeats them, predict() returns logits."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +69,7 @@ def train(
         for batch, (images, labels) in enumerate(loader):
             optimizer.zero_grad()
             loss, correct = step(images, labels)
-            if math.isfinite(recipe.max_grad_norm):
+            if recipe.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             lrs.append(float(scheduler.get_last_lr()[0]))  # of this step
