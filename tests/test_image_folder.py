@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from queue import Queue
 from threading import Thread
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from tests.test_checkpoint import Evil
 from utils.data import CIFAR10_CLASSES, channel_statistics, load_folder
 from utils.sources import image_folder
+from utils.system import files
 from utils.system.errors import DataError
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -168,16 +170,16 @@ def test_cache_that_cannot_be_written_gives_a_message_only(folder, capsys):
     assert "pets.cache.pt cannot be written (Is a directory)" in told
 
 
-def test_second_process_waits_and_uses_the_result(folder, capsys):
+def test_second_process_waits_and_uses_the_result(folder, monkeypatch):
     """A thread stands in for the process: it opens the lock's file anew."""
-    second, shown = Thread(target=load_folder, args=(folder,)), ""
+    second, told, cache = Thread(target=load_folder, args=(folder,)), Queue(), folder.with_name("pets.cache.pt")
+    monkeypatch.setattr(files, "print", lambda line, flush: told.put(line), raising=False)
     with FileLock(folder.with_name(".pets.lock")):
         second.start()
-        while second.is_alive() and f"Another process is reading {folder}: waiting for it." not in shown:
-            shown += capsys.readouterr().out
-        assert second.is_alive() and not folder.with_name("pets.cache.pt").exists()
+        assert told.get(timeout=60) == f"Another process is reading {folder}: waiting for it."
+        assert second.is_alive() and not cache.exists()
     second.join()
-    assert folder.with_name("pets.cache.pt").exists()
+    assert cache.exists()
 
 
 NO_IMAGE = "pets: train/class0/0.png is not a readable image: replace or remove it"
