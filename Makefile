@@ -43,6 +43,7 @@ bench: $(VENV)/.ready
 # make publish SESSION=9: publish the run in runs/session9/
 publish: $(VENV)/.ready
 	$(RUN) -m tools.publish $(SESSION)
+	$(RUN) -m benchmarks.seeds
 	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
 
 # make colab: write the repository's address into badges and setup cells; default: that of the remote "origin"

@@ -65,7 +65,10 @@ def test_publish_shows_the_run(root):
     assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
     assert re.fullmatch("before\n.*\nbetween\n.*after\n", readme, re.DOTALL) and "old" not in readme
     publish(9, root)
-    assert (root / "README.md").read_text() == readme and len(read(root / SEEDS, hardware="a CPU, 2 threads")) == 1
+    assert (root / "README.md").read_text() == readme
+    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | {"commit": "later", "test_accuracy": 70.0}))
+    publish(9, root)  # the same seed on the same hardware
+    assert [row["commit"] for row in read(root / SEEDS, hardware="a CPU, 2 threads")] == ["later"]
     (root / "README.md").write_text(README.replace("session9-log", "other"))
     publish(9, root)
     assert "Test set: fine" not in (root / "README.md").read_text()

@@ -68,3 +68,8 @@ def test_transforms_are_applied_in_their_order_and_leave_their_input_alone(image
     covered = Compose([RandomCrop(32, 4), RandomHorizontalFlip(), CutOut(64, fill=MEAN), Normalize(MEAN, STD)])(images)
     assert covered.abs().max() < 0.01  # the square, which covers everything, has the mean color
     assert torch.equal(images, before)
+
+
+def test_figures_are_printed_with_four_digits():
+    shown = str(Compose([RandomHorizontalFlip(), Normalize((0.30535409, 0.5, 1.0), (0.123449, 0.25, 0.5))]))
+    assert shown == "RandomHorizontalFlip(p=0.5)\nNormalize(mean=(0.3054, 0.5, 1.0), std=(0.1234, 0.25, 0.5))"

@@ -6,6 +6,7 @@ writes the results into the README. Only complete runs on CIFAR-10 are accepted.
 
 import argparse
 import csv
+import io
 import json
 import re
 import shutil
@@ -71,10 +72,13 @@ def read(path: Path, **wanted: str) -> list[dict[str, str]]:
 
 
 def append(path: Path, row: dict[str, str]) -> None:
-    """Add a row to ``SEEDS``, unless it is there already."""
-    if row not in read(path):
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+    """Add a row to ``SEEDS``, in place of that of an earlier run of the same seed on the same hardware."""
+    run = {name: row.get(name, "") for name in ("session", "variant", "data", "seed", "epochs", "hardware")}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*(old for old in read(path) if not run.items() <= old.items()), row])
+    write_text(path, text.getvalue())
 
 
 def check(run: Path, session: int, notebook: Path) -> None:
@@ -143,4 +147,3 @@ if __name__ == "__main__":
     with one_line_errors("not published"):
         publish(session)
         print(f"Published: the notebook, static/session{session}/ and the README's results.")
-        print("The ladder and the curves follow with `.venv/bin/python -m benchmarks.seeds`.")

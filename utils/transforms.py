@@ -5,6 +5,7 @@ the training of these networks. Every transform here maps uint8 ``(B, C, H, W)``
 Normalize, the last one, which returns float32. Random numbers come from PyTorch's generator of the images' device.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -122,6 +123,10 @@ class Compose:
     """Apply one transform after the other."""
 
     transforms: Sequence[Callable[[Tensor], Tensor]]
+
+    def __str__(self) -> str:
+        """One transform a line, figures with four digits."""
+        return re.sub(r"\d\.\d{5,}", lambda found: f"{float(found[0]):.4f}", "\n".join(map(repr, self.transforms)))
 
     def __call__(self, images: Tensor) -> Tensor:
         for transform in self.transforms:
