@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,7 @@ DAMAGES = {  # what is done to a file's path and content, and the message
     "cut off": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), TRUNCATED),
     "empty": (lambda path, _: path.write_bytes(b""), TRUNCATED),
     "no weights": (lambda path, _: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), NO_WEIGHTS),
+    "another archive": (lambda path, _: zipfile.ZipFile(path, "w").writestr("notes/today.txt", "nothing"), TRUNCATED),
     "malicious": (lambda path, _: torch.save({"model": Evil()}, path), MALICIOUS),
     "malicious, old form": (lambda path, _: path.write_bytes(pickle.dumps(Evil())), NO_WEIGHTS),
     "a list": (lambda path, _: torch.save([1, 2], path), NO_WEIGHTS),

@@ -126,12 +126,12 @@ print({"torchvision", "pytorch_grad_cam", "tensorboard"} & set(sys.modules))
     assert "session9" in shown and shown.splitlines()[-2:] == ["False", "set()"]
 
 
-@pytest.mark.parametrize("stream, code, told", [
-    (">&-", 0, ""), (">/dev/full", 1, "main.py: standard output: No space left on device"),
-    ("| true; exit ${PIPESTATUS[0]}", 1, ""),
+@pytest.mark.parametrize("stream, count, code, told", [
+    (">&-", 1, 0, ""), (">/dev/full", 1, 1, "main.py: standard output: No space left on device"),
+    ("| true; exit ${PIPESTATUS[0]}", 100_000, 1, ""),  # more than fits into a pipe
 ])  # fmt: skip
-def test_standard_output_that_cannot_be_written(stream, code, told):
-    program = "from utils.system.errors import one_line_errors\nwith one_line_errors('main.py'): print('x' * 100_000)"
+def test_standard_output_that_cannot_be_written(stream, count, code, told):
+    program = f"from utils.system.errors import one_line_errors\nwith one_line_errors('main.py'): print('x' * {count})"
     command = ["bash", "-c", f'"{sys.executable}" -c "{program}" {stream}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (code, told)
