@@ -150,7 +150,8 @@ def main() -> None:
         rows.append([str(number), *cells, *(f"{bare:,.0f}" for bare in graph)])
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
     lines.insert(1, "|---" * len(heads) + "|")
-    text = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}", "", *lines])
+    without = "" if GraphedFunction.works else ", without CUDA graphs, which do not work here"
+    text = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}{without}", "", *lines])
     print(text)
     if options.readme:
         write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{text}\n"))

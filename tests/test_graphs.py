@@ -86,7 +86,10 @@ def test_a_run_is_the_same_with_graphs(tmp_path, stand_in, monkeypatch):
 def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch, capsys):
     def fails(work, device):
         capture_on_cpu(work, device)
-        raise RuntimeError("operation not permitted\nmore lines")
+        try:
+            raise RuntimeError("operation not permitted\nmore lines")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     (weights, _), _ = trained(graphed=False), monkeypatch.setattr(graphs, "capture", fails)
     own_weights, _ = trained(graphed=True)
@@ -98,6 +101,16 @@ def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch, capsys
         assert torch.equal(value, own_weights[name]), name
     trained(graphed=True)
     assert not capsys.readouterr().out  # it is not tried again
+
+
+def test_a_recording_that_fails_in_the_lr_finder_says_so(stand_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "capture", lambda work, device: 1 / 0)
+    run = small_run(tmp_path / "run")
+    monkeypatch.setenv("EVA8_SMOKE", "1")  # a short search
+    run.find_lr()
+    shown = capsys.readouterr().out
+    assert "CUDA graphs do not work here (ZeroDivisionError: division by zero)" in shown and "LR finder" in shown
+    assert "See the graph" not in shown  # torch-lr-finder's own lines
 
 
 def test_only_one_gpu_that_trains_records(monkeypatch):

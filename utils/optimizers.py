@@ -1,5 +1,6 @@
 """The optimizers, with weight decay only for the weights whose scale does not matter."""
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -11,7 +12,10 @@ def adam(model: nn.Module, weight_decay: float) -> Adam:
 
 def sgd(model: nn.Module, weight_decay: float) -> SGD:
     """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step."""
-    return SGD(parameter_groups(model, weight_decay), momentum=0.9, nesterov=True, fused=on_gpu(model))
+    optimizer = SGD(parameter_groups(model, weight_decay), momentum=0.9, nesterov=True, fused=on_gpu(model))
+    for parameter in model.parameters():  # a first step that overflows in float16 would leave fused SGD's uninitialized
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def on_gpu(model: nn.Module) -> bool | None:

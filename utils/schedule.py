@@ -1,12 +1,11 @@
 """The learning rate: how high it may go (range test) and how it moves (one-cycle policy)."""
 
 import contextlib
-import io
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch_lr_finder.lr_finder
@@ -96,13 +95,14 @@ def find_lr(
 @contextlib.contextmanager
 def project_progress_bar() -> Iterator[None]:
     """Make torch-lr-finder print nothing but the project's bar: its own is a widget, empty in a saved notebook."""
-    original = torch_lr_finder.lr_finder.tqdm
-    torch_lr_finder.lr_finder.tqdm = partial(progress, file=sys.stdout, desc="LR finder", leave=False)
+    module: Any = torch_lr_finder.lr_finder
+    original = module.tqdm
+    module.tqdm, module.print = partial(progress, desc="LR finder", leave=False), lambda *texts: None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
-        torch_lr_finder.lr_finder.tqdm = original
+        module.tqdm = original
+        del module.print
 
 
 def starting_loss(losses: list[float]) -> float:

@@ -1,5 +1,6 @@
 """A function of tensors as a CUDA graph: one launch for all of its kernels."""
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -61,7 +62,8 @@ class GraphedFunction:
         try:
             self.replay, (self.outputs, self.gradients) = capture(work, device)
         except Exception as error:
-            reason, _, _ = f"{type(error).__name__}: {error}".partition("\n")
+            cause = error.__context__ or error  # not the end of the recording, which fails in turn
+            reason, _, _ = f"{type(cause).__name__}: {cause}".partition("\n")
             print(
                 f"CUDA graphs do not work here ({reason}): each step takes longer but is otherwise the same.",
                 flush=True,
@@ -93,6 +95,7 @@ def capture(work: Callable[[], Result], device: torch.device) -> tuple[Callable[
     """Record ``work``. Returns: a function that replays it, and its result, which each replay overwrites."""
     stream, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
     random_state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
+    gc.collect()  # an old graph that is freed in the meantime would end the recording
     try:
         with torch.cuda.graph(graph):
             result = work()
