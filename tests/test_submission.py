@@ -65,6 +65,7 @@ def test_first_line_says_why_a_run_should_not_be_handed_in(run, changes, reason)
     ("https://me:secret@github.com/me/mine", "https://github.com/me/mine"),
     ("git@github.com:me/mine.git", "git@github.com:me/mine"),
     (None, ""),
+    ("/home/me/mine", ""),
 ])  # fmt: skip
 def test_repository_is_the_remote_origin_without_credentials(monkeypatch, tmp_path, remote, address):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)

@@ -68,8 +68,9 @@ def git(*words: str) -> str:
 
 
 def repository() -> str:
-    """The address of the remote "origin", without credentials; "" if there is none."""
-    return re.sub(r"//[^@/]*@", "//", git("remote", "get-url", "origin")).removesuffix(".git")
+    """The address of the remote "origin", without credentials; "" if there is none or it is a folder."""
+    address = re.sub(r"//[^@/]*@", "//", git("remote", "get-url", "origin")).removesuffix(".git")
+    return address if ":" in address else ""
 
 
 @cache
