@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.model9 import TransformerModel
-from tools.publish import SEEDS, accuracy, append, fill_section, read, row_of
+from tools.publish import SEEDS, accuracy, append, fill_section, read, row_of, table
 from utils.data import ImageData, load_data
 from utils.plots import accuracy_curves
 from utils.runs.run import Run
@@ -85,21 +85,21 @@ def hold_out(data: ImageData, count: int = 5_000) -> ImageData:
     return ImageData(f"{data.name}, validation split", data.classes, *rest, *held, data.mean, data.std)
 
 
-def table(variants: Iterable[str]) -> str:
+def table_of(variants: Iterable[str]) -> str:
     """A Markdown table with one row per variant."""
-    lines = ["", "| variant | test accuracy, mean ± std (n) | max LR |", "|---|---|---|"]
+    rows = []
     for name in variants:
         runs = read(ROOT / SEEDS, variant=name, **WHOLE)
         lrs = sorted(float(row["max_lr"]) for row in runs if row["max_lr"])
         span = " to ".join(dict.fromkeys(f"{lr:.2g}" for lr in (lrs[0], lrs[-1])))
-        lines.append(f"| {VARIANTS[name][0]} | {accuracy(runs)} | {span} |")
-    return "\n".join([*lines, ""])
+        rows.append((VARIANTS[name][0], accuracy(runs), span))
+    return table(("variant", "test accuracy, mean ± std (n)", "max LR"), rows)
 
 
 def write_readme() -> None:
     """Write both tables between their marks, and draw the curves of seed 0; of two runs, the newer one."""
-    text = fill_section((ROOT / "README.md").read_text("utf-8"), "ladder", table(LADDER))
-    write_text(ROOT / "README.md", fill_section(text, "max-lr", table(MAX_LRS)))
+    text = fill_section((ROOT / "README.md").read_text("utf-8"), "ladder", table_of(LADDER))
+    write_text(ROOT / "README.md", fill_section(text, "max-lr", table_of(MAX_LRS)))
     runs = {row["variant"]: row["curve"].split() for row in read(ROOT / SEEDS, seed="0", **WHOLE) if row["curve"]}
     curves = {label: [float(value) for value in runs[name]] for name, label in CURVES.items()}
     accuracy_curves(curves, "CIFAR-10, seed 0").savefig(ROOT / "static/session9/test_accuracy.png")

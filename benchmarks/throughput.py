@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader, default_collate
 from torchvision import transforms
 
-from tools.publish import fill_section
+from tools.publish import fill_section, table
 from utils.data import ImageData, make_loaders
 from utils.sessions import SESSIONS, Session
 from utils.system.cpu import compile_where_it_pays
@@ -143,18 +143,16 @@ def main() -> None:
         for number in numbers:
             for epoch in pipeline(SESSIONS[number], data):
                 speeds[number].append(speed(epoch, options.images, options.rounds, f"session {number}"))
-    heads, rows = list(HEADS), []
+    rows = []
     for number, (a, b, c, d, *graph) in speeds.items():
-        heads = [*HEADS, *["training: bare graph" for _ in graph]]
-        cells = [f"{a:,.0f}", f"{c:,.0f} ({c / a:.1f}×)", f"{b:,.0f}", f"{d:,.0f} ({d / b:.1f}×)"]
-        rows.append([str(number), *cells, *(f"{bare:,.0f}" for bare in graph)])
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
-    lines.insert(1, "|---" * len(heads) + "|")
+        cells = [number, f"{a:,.0f}", f"{c:,.0f} ({c / a:.1f}×)", f"{b:,.0f}", f"{d:,.0f} ({d / b:.1f}×)"]
+        rows.append([*cells, *(f"{bare:,.0f}" for bare in graph)])
+    heads = HEADS if len(rows[0]) == len(HEADS) else [*HEADS, "training: bare graph"]
     without = "" if GraphedFunction.works else ", without CUDA graphs, which do not work here"
-    text = "\n".join([f"{hardware_of(make_accelerator())}, PyTorch {torch.__version__}{without}", "", *lines])
-    print(text)
+    text = f"\n{hardware_of(make_accelerator())}, PyTorch {torch.__version__}{without}\n{table(heads, rows)}"
+    print(text.strip())
     if options.readme:
-        write_text(README, fill_section(README.read_text("utf-8"), "throughput", f"\n{text}\n"))
+        write_text(README, fill_section(README.read_text("utf-8"), "throughput", text))
 
 
 if __name__ == "__main__":

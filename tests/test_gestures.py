@@ -24,14 +24,14 @@ CPU = replace(SESSION9, precision="float32").for_images(40).for_epochs(2)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    run = small_run(tmp_path_factory.mktemp("whole") / "run", CPU, FEW)
+    run = small_run(tmp_path_factory.mktemp("whole") / "run", CPU, FEW, cpu=True)
     run.fit(0.01)
     return run
 
 
 @pytest.fixture
 def run(tmp_path):
-    return small_run(tmp_path / "run", CPU, FEW)
+    return small_run(tmp_path / "run", CPU, FEW, cpu=True)
 
 
 def same(one, two) -> bool:
@@ -134,7 +134,7 @@ def test_weights_are_saved_before_any_picture(run, monkeypatch, capsys):
 def test_pictures_of_odd_data(tmp_path):
     odd = replace(FEW, name="a $ and a $_^", classes=("Ke$$ha", "ca$h_$^", *"车鸟猫鹿狗蛙马船"))
     data = replace(odd, test_images=FEW.test_images[:7], test_labels=FEW.test_labels[:7])
-    run = small_run(tmp_path / "run", replace(CPU, epochs=1, top_epoch=1), data)
+    run = small_run(tmp_path / "run", replace(CPU, epochs=1, top_epoch=1), data, cpu=True)
     run.fit(0.01)
     with warnings.catch_warnings(), mpl.rc_context({"text.usetex": True}):
         warnings.simplefilter("error", UserWarning)

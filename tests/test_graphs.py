@@ -72,12 +72,12 @@ def test_replays_compute_what_the_function_computes(stand_in):
 
 def test_a_run_is_the_same_with_graphs(tmp_path, stand_in, monkeypatch):
     """The batches come from a graph, too, and the loader asks for one of them ahead."""
-    with_graphs = small_run(tmp_path / "graphs")
+    with_graphs = small_run(tmp_path / "graphs", cpu=True)
     history = with_graphs.fit(0.01)
     assert with_graphs.loaders[0].dataset.batch.replay is not None
     assert with_graphs.loaders[1].dataset.batch.replay is None  # tests go without
     monkeypatch.undo()
-    without = small_run(tmp_path / "plain")
+    without = small_run(tmp_path / "plain", cpu=True)
     assert without.fit(0.01).train_loss == history.train_loss
     for name, value in without.model.state_dict().items():
         assert torch.equal(value, with_graphs.model.state_dict()[name]), name
@@ -105,7 +105,7 @@ def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch, capsys
 
 def test_a_recording_that_fails_in_the_lr_finder_says_so(stand_in, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(graphs, "capture", lambda work, device: 1 / 0)
-    run = small_run(tmp_path / "run")
+    run = small_run(tmp_path / "run", cpu=True)
     monkeypatch.setenv("EVA8_SMOKE", "1")  # a short search
     run.find_lr()
     shown = capsys.readouterr().out

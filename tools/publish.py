@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -117,11 +118,7 @@ def accuracy(rows: list[dict[str, str]]) -> str:
 
 def results_table(seeds: Path) -> str:
     """The README's table of results; the times are those of the newest run on such hardware."""
-    lines = [
-        "",
-        "| session | test accuracy, mean ± std (n) | best public solution | seconds on a GPU | minutes on two cores |",
-    ]
-    lines.append("|---|---|---|---|---|")
+    rows = []
     for session, best in BEST_PUBLIC.items():
         recipe = SESSIONS[session].recipe
         runs = read(seeds, session=str(session), variant="ours", data="CIFAR-10", epochs=str(recipe.epochs))
@@ -129,9 +126,16 @@ def results_table(seeds: Path) -> str:
             [row["seconds_per_epoch"] for row in runs if hardware in row["hardware"] and row["seconds_per_epoch"]][-1]
             for hardware in ("NVIDIA", "2 threads")
         )
-        times = f"{recipe.epochs * float(gpu):.0f} | {recipe.epochs * float(cpu) / 60:.0f}"
-        lines.append(f"| {session}: {recipe.title} | **{accuracy(runs)}** | {best} | {times} |")
-    return "\n".join([*lines, ""])
+        times = f"{recipe.epochs * float(gpu):.0f}", f"{recipe.epochs * float(cpu) / 60:.0f}"
+        rows.append((f"{session}: {recipe.title}", f"**{accuracy(runs)}**", best, *times))
+    heads = "session|test accuracy, mean ± std (n)|best public solution|seconds on a GPU|minutes on two cores"
+    return table(heads.split("|"), rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table between empty lines."""
+    head, *lines = (f"| {' | '.join(map(str, cells))} |" for cells in (heads, *rows))
+    return "\n".join(["", head, "|" + "---|" * len(heads), *lines, ""])
 
 
 def fill_section(text: str, name: str, content: str) -> str:
