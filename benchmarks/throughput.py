@@ -87,12 +87,13 @@ def ours(session: Session, data: ImageData) -> list[Callable]:
         compile_where_it_pays(model, accelerator, steps=recipe.epochs * 50_000 // recipe.batch_size)
     step = GraphedFunction(partial(forward_backward, model, accelerator, recipe), model)
     training = partial(train, model, step, train_loader, optimizer, scheduler, accelerator, recipe, epoch=1)
-    graph = [bare_graph(*training.args)] if accelerator.device.type == "cuda" else []
+    graph = [bare_graph(training)] if accelerator.device.type == "cuda" else []
     return [training, partial(test, model, test_loader, accelerator), *graph]
 
 
-def bare_graph(model, step, loader, optimizer, scheduler, accelerator, recipe) -> Callable:
+def bare_graph(training: partial) -> Callable:
     """An epoch of train()'s steps, each one CUDA graph, and nothing between them: what the GPU allows."""
+    model, step, loader, optimizer, _, accelerator, recipe = training.args
     for group in optimizer.param_groups:
         group["capturable"] = True  # Adam asks for it
 
@@ -147,7 +148,7 @@ def main() -> None:
     for number, (a, b, c, d, *graph) in speeds.items():
         cells = [number, f"{a:,.0f}", f"{c:,.0f} ({c / a:.1f}×)", f"{b:,.0f}", f"{d:,.0f} ({d / b:.1f}×)"]
         rows.append([*cells, *(f"{bare:,.0f}" for bare in graph)])
-    heads = HEADS if len(rows[0]) == len(HEADS) else [*HEADS, "training: bare graph"]
+    heads = [*HEADS, "training: bare graph"][: len(rows[0])]
     without = "" if GraphedFunction.works else ", without CUDA graphs, which do not work here"
     text = f"\n{hardware_of(make_accelerator())}, PyTorch {torch.__version__}{without}\n{table(heads, rows)}"
     print(text.strip())

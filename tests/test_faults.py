@@ -2,9 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+
 SOURCES = [ROOT / "main.py", *(path for folder in ("utils", "tools") for path in (ROOT / folder).rglob("*.py"))]
 
 

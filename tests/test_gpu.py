@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks import throughput
 from tests.conftest import ROOT
-from tests.small import RECIPE, small_run
+from tests.small import RECIPE, interrupt_epoch, small_run
 from utils import training
 from utils.optimizers import adam, sgd
 from utils.runs.run import Run
@@ -123,17 +123,10 @@ def test_resumed_run_is_the_whole_run(tmp_path, precision, monkeypatch):
     """Bit for bit where the kernels are deterministic; else within rounding: the random numbers are the same."""
     whole = run_in(tmp_path / "whole", precision)
     whole.fit(0.01)
-    halves, real = run_in(tmp_path / "halves", precision), training.train
-
-    def stop_in_epoch_2(*arguments):
-        if arguments[-1] == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train", stop_in_epoch_2)
-        with pytest.raises(KeyboardInterrupt):
-            halves.fit(0.01)
+    halves = run_in(tmp_path / "halves", precision)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_epoch(2, patch)
+        halves.fit(0.01)
     resumed = run_in(tmp_path / "halves", precision)
     resumed.fit(0.01)
     assert resumed.history.train_loss == pytest.approx(whole.history.train_loss, rel=0.02)

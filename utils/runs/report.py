@@ -84,14 +84,24 @@ def results(run) -> dict:
 
     ``flip_averaged`` is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
     """
-    recipe, history, data, accelerator = run.session.recipe, run.history, run.data, run.accelerator
-    facts = asdict(recipe) | {"data": data.name, "is_cifar10": data.is_cifar10, "smoke": smoke()}
-    facts |= {"train_images": len(data.train_labels), "test_images": len(data.test_labels)}
-    facts |= {"first_lr": history.step_lr[0], "max_lr": run.max_lr}
-    facts |= {"parameters": sum(parameter.numel() for parameter in run.model.parameters())}
-    facts |= {"train_accuracy": history.train_accuracy[-1], "test_accuracy": history.test_accuracy[-1]}
-    facts |= {"seconds_per_epoch": round(statistics.median(history.seconds), 2), "hardware": hardware_of(accelerator)}
-    facts |= {"precision": precision_of(accelerator), "torch": torch.__version__, "commit": commit()}
+    history, data = run.history, run.data
+    facts = asdict(run.session.recipe) | {
+        "data": data.name,
+        "is_cifar10": data.is_cifar10,
+        "smoke": smoke(),
+        "train_images": len(data.train_labels),
+        "test_images": len(data.test_labels),
+        "first_lr": history.step_lr[0],
+        "max_lr": run.max_lr,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "train_accuracy": history.train_accuracy[-1],
+        "test_accuracy": history.test_accuracy[-1],
+        "seconds_per_epoch": round(statistics.median(history.seconds), 2),
+        "hardware": hardware_of(run.accelerator),
+        "precision": precision_of(run.accelerator),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
     if run.session.flip_averaged:
         facts["flip_averaged"] = round(flip_averaged_accuracy(run.model, run.loaders[1], run.predictions[0]), 2)
     return facts
@@ -99,10 +109,12 @@ def results(run) -> dict:
 
 def summary(facts: dict) -> str:
     """The results in ``run.json``, in three or four lines."""
-    flip_averaged = f"Flip-averaged: {facts['flip_averaged']:.2f}%\n" if "flip_averaged" in facts else ""
-    return (
-        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, "
-        f"{facts['data']}\n{flip_averaged}"
-        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%\n"
-        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
-    )
+    accuracy = f"{facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {facts['data']}"
+    flip_averaged = [f"Flip-averaged: {facts['flip_averaged']:.2f}%"] if "flip_averaged" in facts else []
+    lines = [
+        f"Test accuracy after epoch {facts['epochs']}: {accuracy}",
+        *flip_averaged,
+        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%",
+        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}",
+    ]
+    return "\n".join(lines)
