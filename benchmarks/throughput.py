@@ -35,6 +35,8 @@ from utils.system.progress import progress
 from utils.training import forward_backward, test, train
 
 README = Path(__file__).parents[1] / "README.md"
+IMAGES = 51_200 if torch.cuda.is_available() else 2048  # in a round
+ROUNDS = 5
 HEADS = "session", "training: classic", "training: ours", "testing: classic", "testing: ours"
 
 
@@ -120,30 +122,28 @@ def noise(count: int) -> ImageData:
     return ImageData("noise", (), images, labels, images, labels, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def speed(epoch: Callable, count: int, rounds: int, name: str) -> float:
-    """Images per second of an epoch of ``count`` images."""
+def speed(epoch: Callable, name: str) -> float:
+    """Images per second of an epoch, the median of ``ROUNDS`` after a warm-up."""
     times = []
-    for _ in progress(range(rounds + 1), desc=name):
+    for _ in progress(range(ROUNDS + 1), desc=name):
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):  # train() prints its line
             epoch()  # it reads its results, so a GPU has finished
         times.append(time.perf_counter() - start)
-    return count / statistics.median(times[1:])
+    return IMAGES / statistics.median(times[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sessions", type=int, nargs="*", choices=[*SESSIONS, []], help="default: all")
-    parser.add_argument("--images", type=int, default=51_200 if torch.cuda.is_available() else 2048, help="per round")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: %(default)s)")
     parser.add_argument("--readme", action="store_true", help="also write the table into the README")
     options = parser.parse_args()
-    data, numbers = noise(options.images), options.sessions or list(SESSIONS)
+    data, numbers = noise(IMAGES), options.sessions or list(SESSIONS)
     speeds: dict[int, list[float]] = {number: [] for number in numbers}
     for pipeline in (classic, ours):
         for number in numbers:
             for epoch in pipeline(SESSIONS[number], data):
-                speeds[number].append(speed(epoch, options.images, options.rounds, f"session {number}"))
+                speeds[number].append(speed(epoch, f"session {number}"))
     rows = []
     for number, (a, b, c, d, *graph) in speeds.items():
         cells = [number, f"{a:,.0f}", f"{c:,.0f} ({c / a:.1f}×)", f"{b:,.0f}", f"{d:,.0f} ({d / b:.1f}×)"]

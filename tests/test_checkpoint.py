@@ -4,7 +4,6 @@ import os
 import pickle
 import resource
 import zipfile
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +65,7 @@ def test_scale_of_float16_is_restored(tmp_path):
     path, model, accelerator = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1), make_accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    state = TrainingState(model, optimizer, scheduler, SimpleNamespace(), accelerator, 0.1)
+    state = TrainingState(model, optimizer, scheduler, None, accelerator, 0.1)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     state.save(path, History(), {"model": model.state_dict()})
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)

@@ -108,10 +108,6 @@ def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
     assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
 
 
-@pytest.mark.parametrize("layer, message", [
-    ("small", "small's map is 4×4: Grad-CAM needs 5×5 or more"),
-    ("layer5", "no layer 'layer5': it has layer, small"),
-])  # fmt: skip
-def test_grad_cam_rejects_layers_that_say_nothing(layer, message):
-    with pytest.raises(ValueError, match=message):
-        grad_cam(TwoColors(), layer, torch.rand(1, 3, 32, 32), torch.tensor([0]))
+def test_grad_cam_rejects_layers_that_say_nothing():
+    with pytest.raises(ValueError, match="small's map is 4×4: Grad-CAM needs 5×5 or more"):
+        grad_cam(TwoColors(), "small", torch.rand(1, 3, 32, 32), torch.tensor([0]))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.small import FIND_LR, exit_message, stop_in_the_second_epoch
-from utils.data import BatchDataset, no_collate
+from utils.data import BatchDataset
 from utils.recipes import SESSION8, SESSION9
 from utils.schedule import LRSearch, batch_share, find_divergence, find_lr, find_plateau, one_cycle
 from utils.system.device import make_accelerator
@@ -54,7 +54,7 @@ def search(losses, optimizer=torch.optim.SGD, batch_size=512, **options) -> LRSe
     """The result of ``find_lr`` on a network with these losses; all labels are 0."""
     model = Scripted(losses)
     images = BatchDataset(torch.zeros(batch_size, 1), torch.zeros(batch_size).long(), lambda images: images)
-    loader = DataLoader(images, batch_size, collate_fn=no_collate)
+    loader = DataLoader(images, batch_size, collate_fn=tuple)
     return find_lr(model, optimizer(model.parameters()), loader, make_accelerator(cpu=True), **options)
 
 

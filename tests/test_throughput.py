@@ -53,7 +53,9 @@ def test_median_without_the_warm_up(monkeypatch):
     spent = [99, 4, 5, 10]  # seconds
     clock = iter([time for i, seconds in enumerate(spent) for time in (1000 * i, 1000 * i + seconds)])
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
-    assert throughput.speed(lambda: None, 100, 3, "session 8") == 20
+    monkeypatch.setattr(throughput, "IMAGES", 100)
+    monkeypatch.setattr(throughput, "ROUNDS", 3)
+    assert throughput.speed(lambda: None, "session 8") == 20
 
 
 def test_readme_gets_the_table(tmp_path, monkeypatch, capsys):
@@ -61,7 +63,9 @@ def test_readme_gets_the_table(tmp_path, monkeypatch, capsys):
     assert line in throughput.README.read_text("utf-8")
     monkeypatch.setattr(throughput, "README", tmp_path / "README.md")
     throughput.README.write_text("a\n<!-- throughput -->\nold\n<!-- /throughput -->\nb\n")
-    monkeypatch.setattr("sys.argv", "throughput 8 --images 8 --rounds 1 --readme".split())
+    monkeypatch.setattr(throughput, "IMAGES", 8)
+    monkeypatch.setattr(throughput, "ROUNDS", 1)
+    monkeypatch.setattr("sys.argv", "throughput 8 --readme".split())
     throughput.main()
     machine, empty, *head, row = table = capsys.readouterr().out.splitlines()[-5:]
     assert "PyTorch" in machine and empty == "" and head == [line, "|---|---|---|---|---|"]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
-from utils.data import BatchDataset, no_collate
+from utils.data import BatchDataset
 from utils.system.device import make_accelerator
 from utils.system.errors import TrainingError
 from utils.system.files import load_tensors
@@ -162,7 +162,7 @@ def test_each_epoch_is_tested_with_statistics_of_training_batches_not_with_runni
     norm.register_forward_pre_hook(lambda norm, _: None if norm.training else seen.append(norm.running_mean.clone()))
     model = nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     images, labels = DIGITS.train_images[:100], DIGITS.train_labels[:100]
-    loader = DataLoader(BatchDataset(images, labels, lambda images: images / 255), 10, collate_fn=no_collate)
+    loader = DataLoader(BatchDataset(images, labels, lambda images: images / 255), 10, collate_fn=tuple)
     optimizer, accelerator = torch.optim.SGD(model.parameters()), make_accelerator(cpu=True, precision="float32")
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1)
     history, start = training.History(), time.perf_counter()

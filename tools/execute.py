@@ -51,39 +51,24 @@ class EchoingClient(NotebookClient):
 
 
 def execute(notebook: Path) -> nbformat.NotebookNode:
-    """Run ``notebook`` with this Python in the current folder and return it with its outputs."""
+    """Run ``notebook`` with this Python in the current folder and return it with its outputs.
+
+    Of a progress bar, they contain the last state, as a terminal shows it, and nothing if it was cleared.
+    """
     content = nbformat.read(notebook, as_version=4)
+    options: dict = {"timeout": None, "kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate"}
     quiet = ["--IPKernelApp.log_level=40"]  # errors only, no warnings about sockets
-    client = EchoingClient(
-        content,
-        timeout=None,
-        kernel_name="python3",
-        record_timing=False,
-        extra_arguments=quiet,
-        shutdown_kernel="immediate",
-    )
+    client = EchoingClient(content, extra_arguments=quiet, **options)
     client.on_notebook_start = client.stop_on_signals
     try:
         client.execute()
     except (DeadKernelError, KeyboardInterrupt) as error:  # raised when a cell is canceled
         raise (client.unwritable or error) from None
-    return last_states(content)
-
-
-def last_states(content: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Keep only the last state of a progress bar, as a terminal shows it, and nothing of one that was cleared."""
-    content = CoalesceStreamsPreprocessor().preprocess(content, {})[0]
+    content, _ = CoalesceStreamsPreprocessor().preprocess(content, {})
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
     return content
-
-
-def save_notebook(content: nbformat.NotebookNode, name: str) -> Path:
-    """Save the executed notebook in the folder of its run and return that folder."""
-    folder = run_folder(name.removesuffix("_assignment.ipynb"))
-    replace_file(folder / name, lambda part: nbformat.write(content, part))
-    return folder
 
 
 def main() -> None:
@@ -93,7 +78,8 @@ def main() -> None:
     notebook = Path(f"{session}_assignment.ipynb")
     with one_line_errors("\ntools.execute"):
         try:
-            folder = save_notebook(execute(notebook), notebook.name)
+            content, folder = execute(notebook), run_folder(session)
+            replace_file(folder / notebook.name, lambda part: nbformat.write(content, part))
             print(f"\nExecuted notebook, log, checkpoint and pictures: {folder}/", flush=True)
         except CellExecutionError as error:
             sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")

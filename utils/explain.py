@@ -33,21 +33,16 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
 
     Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
 
-    Raises ValueError: the model has no such layer, or the layer's feature map is smaller than 5×5 pixels.
+    Raises ValueError: the layer's feature map is smaller than 5×5 pixels.
     """
     from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     # A copy, because Grad-CAM changes the mode, the gradients and the hooks; float32, because it uses NumPy.
     model = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).float()
-    layers = dict(model.named_modules())
-    if layer not in layers:
-        raise ValueError(
-            f"the model has no layer {layer!r}: it has {', '.join(name for name, _ in model.named_children())}"
-        )
     if len(images) == 0:  # nothing is misclassified
         return images.new_zeros(images[:, 0].shape)
-    cam = GradCAM(model, [layers[layer]])
+    cam = GradCAM(model, [model.get_submodule(layer)])
     heat = cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     if min(height, width) < SMALLEST_MAP:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch_lr_finder import LRFinder
 
 from utils.recipes import Recipe
-from utils.system.device import AUTOCAST_DTYPES
+from utils.system.device import precision_of
 from utils.system.errors import TrainingError, explain_out_of_memory
 from utils.system.progress import progress
 
@@ -35,10 +35,11 @@ class LRSearch:
     suggestion: float
 
     def __str__(self) -> str:
-        never = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
-        what = "The loss falls, rises and is back at its start at" if self.diverges else never
-        share = f", 1/{self.divergence_lr / self.suggestion:.0f} of it: a third, so that training stays stable, "
-        why = f"{share}and less for batches smaller than 512" if self.diverges else ""
+        what = f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. It stops falling at"
+        why = ""
+        if self.diverges:
+            what = "The loss falls, rises and is back at its start at"
+            why = f", 1/{self.divergence_lr / self.suggestion:.0f} of it: a third, so that training stays stable, and less for batches smaller than 512"
         return f"{what} LR {self.divergence_lr:.4f}. Suggested max LR: {self.suggestion:.4f}{why}."
 
 
@@ -58,14 +59,14 @@ def find_lr(
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
     """
     device, was_training = accelerator.device, model.training
-    dtype = AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+    dtype = getattr(torch, precision_of(accelerator))
     finder = LRFinder(
         model,
         optimizer,
         nn.functional.cross_entropy,
         device=device,
         amp_backend="torch",
-        amp_config={"device_type": device.type, "dtype": dtype, "enabled": dtype is not None},
+        amp_config={"device_type": device.type, "dtype": dtype, "enabled": dtype is not torch.float32},
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     gpus = [device] if device.type == "cuda" else []

@@ -9,7 +9,6 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from utils.data import ImageData
 from utils.recipes import Recipe
@@ -27,14 +26,9 @@ class TrainingState:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    train_loader: DataLoader
+    order: torch.Generator | None  # from which several processes draw their common order of images
     accelerator: Accelerator
     max_lr: float
-
-    @property
-    def order(self) -> torch.Generator | None:
-        """The generator from which several processes draw their common order of images; one process uses PyTorch's."""
-        return getattr(self.train_loader, "synchronized_generator", None)
 
     def save(self, path: Path, history: History, about: dict) -> None:
         """Save it, the history and what ``about_network`` returns.

@@ -155,27 +155,27 @@ class Run:
         if recipe.compile:
             compile_where_it_pays(model, accelerator, steps=recipe.epochs * len(loaders[0]))
         # self.model, because what prepare returned may be wrapped, which would change the keys of the weights
-        state = TrainingState(self.model, optimizer, scheduler, loaders[0], accelerator, max_lr)
+        order = getattr(loaders[0], "synchronized_generator", None)
+        state = TrainingState(self.model, optimizer, scheduler, order, accelerator, max_lr)
         history = self.history
         if saved:
             history = state.restore(saved, path)
             accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
 
+        about = partial(about_network, self.model, recipe, self.data)
+
         def after_epoch(history: History) -> None:
             measured = {name.replace("_", "/"): getattr(history, name)[-1] for name in MEASURES}
             accelerator.log(measured, step=len(history.lr))
-            state.save(path, history, self.about_network())
+            state.save(path, history, about())
             if accelerator.is_main_process:
                 write_history(self.folder, history)
 
         fit(model, optimizer, scheduler, tuple(loaders), recipe, accelerator, history, after_epoch)
         if accelerator.is_main_process:
-            save_tensors(self.folder / "weights.pt", self.about_network())
+            save_tensors(self.folder / "weights.pt", about())
         self.history, self.max_lr = history, max_lr  # only now: weights of an unfinished epoch are nobody's result
         return history
-
-    def about_network(self) -> dict:
-        return about_network(self.model, self.session.recipe, self.data)
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
@@ -203,22 +203,20 @@ class Run:
         for name in names:
             try:
                 with plots.style():
-                    self.show_one(name)
+                    figure = getattr(plots, name)(self)
+                    replace_file(self.folder / f"{name}.png", partial(figure.savefig, format="png"))
+                if self.accelerator.trackers:
+                    tensorboard = self.accelerator.get_tracker("tensorboard", unwrap=True)
+                    tensorboard.add_figure(name, figure, len(self.history.lr))
+                if "ipykernel" in sys.modules:
+                    from IPython.display import display
+
+                    display(figure)
             except Exception as error:
                 if smoke() or isinstance(error, FileError):  # tests must see it; on a full disk, all would fail
                     raise
                 reason = str(error).partition("\n")[0]
                 print(f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).", flush=True)
-
-    def show_one(self, name: str) -> None:
-        figure = getattr(plots, name)(self)
-        replace_file(self.folder / f"{name}.png", partial(figure.savefig, format="png"))
-        if self.accelerator.trackers:
-            self.accelerator.get_tracker("tensorboard", unwrap=True).add_figure(name, figure, len(self.history.lr))
-        if "ipykernel" in sys.modules:
-            from IPython.display import display
-
-            display(figure)
 
     def finish(self) -> dict:
         """Write ``run.json``, with which the run counts as finished, and print the results.

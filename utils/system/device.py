@@ -13,7 +13,6 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from utils.system.cpu import keep_freed_memory
 from utils.system.errors import TrainingError
 
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by accelerate's names; others are full precision
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch's names and accelerate's
 
 
