@@ -29,7 +29,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     common = OneLineParser(add_help=False)
     common.add_argument(
-        "--data", help="cifar10, digits, auto, or a folder or an archive of images (default: $DATA, else auto)"
+        "--data", help="cifar10, digits, auto, or a folder or archive of images (default: $DATA or auto)"
     )
     common.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     for recipe in (SESSION7, SESSION8, SESSION9):
@@ -43,9 +43,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         precisions = ("auto", "float32", "bfloat16")
         chosen = "auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision"
         train.add_argument("--precision", choices=precisions, default="auto", help=chosen)
-        train.add_argument(
-            "--tensorboard", action="store_true", help="also log to TensorBoard (`tensorboard --logdir runs`)"
-        )
+        train.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard")
     evaluate = commands.add_parser("evaluate", parents=[common], help="test accuracy of a trained network")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights.pt of a run's folder")
     classify = commands.add_parser("classify", help="classify images with a trained network")
@@ -66,12 +64,10 @@ def train(arguments: argparse.Namespace) -> None:
     session, cpu = SESSIONS[int(arguments.command.removeprefix("session"))], arguments.device == "cpu"
     with join_processes(cpu).local_main_process_first():  # it downloads and decodes
         data = load_data(arguments.data)
-    changes = {"seed": arguments.seed, "precision": arguments.precision}
+    changes = {name: getattr(arguments, name) for name in ("epochs", "seed", "precision", "tensorboard")}
     if arguments.batch_size is not None:
         changes["batch_size"] = arguments.batch_size
-    run = Run.open(
-        session, data, arguments.max_lr, cpu=cpu, tensorboard=arguments.tensorboard, epochs=arguments.epochs, **changes
-    )
+    run = Run.open(session, data, arguments.max_lr, cpu=cpu, **changes)
     max_lr = arguments.max_lr
     if max_lr is None:
         search = run.find_lr()
@@ -82,13 +78,11 @@ def train(arguments: argparse.Namespace) -> None:
         run.show(*(name for name in session.pictures if name != "lr_finder_plot" or run.search))
         run.finish()
         run.submission()
-        print(
-            f"Log, weights, pictures and submission.md (the answers to the assignment page): {run.folder}/", flush=True
-        )
+        print(f"Log, weights, pictures and submission.md (what the assignment page asks for): {run.folder}/")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from utils.classify import load_classifier
+    from utils.classify import Classifier
     from utils.data import load_data, make_test_loader
     from utils.system.device import make_accelerator
     from utils.system.settings import data_source
@@ -98,11 +92,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     accelerator = make_accelerator(cpu=arguments.device == "cpu")
     with accelerator.local_main_process_first():
         data = load_data("cifar10" if source == "auto" else source)  # the digits would be no substitute
-    classify = load_classifier(arguments.checkpoint)
+    classify = Classifier(arguments.checkpoint)
     if classify.classes != data.classes:
+        theirs = ", ".join(classify.classes)
         raise DataError(
-            f"{arguments.checkpoint} has the classes {', '.join(classify.classes)}, but {data.name} has others: "
-            "use --data to give the data it was trained on."
+            f"{arguments.checkpoint} knows other classes than {data.name}: give data with {theirs} (--data)."
         )
     batch_size = 512 - 512 % accelerator.num_processes  # they share a batch equally
     loader = make_test_loader(data, classify.normalize, batch_size, accelerator.device)
@@ -112,9 +106,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def classify(arguments: argparse.Namespace) -> None:
-    from utils.classify import load_classifier
+    from utils.classify import Classifier
 
-    classifier = load_classifier(arguments.checkpoint)
+    classifier = Classifier(arguments.checkpoint)
     for image in arguments.images:
         answers = classifier(image)
         print(f"{image}: {', '.join(f'{name} {100 * probability:.1f}%' for name, probability in answers.items())}")
@@ -131,9 +125,7 @@ def main(words: list[str] | None = None) -> None:
             kept = " All finished epochs are saved: run the same command again to resume." if command is train else ""
             sys.exit(f"\nStopped.{kept}")
         except ModuleNotFoundError as error:
-            sys.exit(
-                f"main.py: {error.name} is not installed in this Python: use .venv/bin/python, which `make test` creates."
-            )
+            sys.exit(f"main.py: {error.name} is not installed here: use .venv/bin/python, which `make test` creates.")
 
 
 if __name__ == "__main__":

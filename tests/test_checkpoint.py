@@ -11,7 +11,7 @@ import torch
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
 from tests.small import DIGITS, TWO_EPOCHS, exit_message, save_weights, stop_in_the_second_epoch
-from utils.classify import load_classifier
+from utils.classify import Classifier
 from utils.runs.checkpoint import TrainingState
 from utils.system.device import make_accelerator
 from utils.system.errors import FileError
@@ -29,7 +29,7 @@ class Evil:
 TRUNCATED = "is damaged or truncated: download it again, or move it away and train again"
 NO_WEIGHTS = "is not a weights file: give the weights.pt of a run"
 NO_NETWORK = "contains no trained network: give the weights.pt of a finished run"
-MALICIOUS = "contains objects that could run code, so it was not loaded: only use files that this program wrote"
+MALICIOUS = "contains objects that could run code, so it was not loaded: only use files of this program"
 DAMAGES = {  # what is done to a file's path and content, and the message
     "cut off": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), TRUNCATED),
     "empty": (lambda path, _: path.write_bytes(b""), TRUNCATED),
@@ -55,7 +55,7 @@ def test_damaged_weights(tmp_path, monkeypatch, damage, message):
     damage(path, path.read_bytes())
     monkeypatch.chdir(tmp_path)  # where Evil would create its file
     with pytest.raises(FileError) as caught:
-        load_classifier(path)
+        Classifier(path)
     assert str(caught.value).startswith(f"{path} {message}") and "\n" not in str(caught.value)
     assert not (tmp_path / "hacked").exists()
 

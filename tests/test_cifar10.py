@@ -14,6 +14,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+from tests.small import CIFAR10_CLASSES
 from tests.test_image_folder import pack, picture, write_images
 from utils import data
 from utils.sources import cifar10, image_folder
@@ -33,7 +34,7 @@ def archive(tmp_path, monkeypatch):
     for name in names:
         batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
         (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": data.CIFAR10_CLASSES}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CIFAR10_CLASSES}))
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as file:
         file.add(folder, folder.name)
     content = (tmp_path / "made.tar.gz").read_bytes()
@@ -50,7 +51,7 @@ def archive(tmp_path, monkeypatch):
 def png_archives(tmp_path, monkeypatch):
     """Three archives of PNG files: one that counts as CIFAR-10 here, one with another image, and a truncated one."""
     top = tmp_path / "pngs"
-    folder = write_images(top / "CIFAR-10-dataset-a828d74", data.CIFAR10_CLASSES, (("train", 1), ("test", 1)))
+    folder = write_images(top / "CIFAR-10-dataset-a828d74", CIFAR10_CLASSES, (("train", 1), ("test", 1)))
     whole, digests = pack(top, "gztar").read_bytes(), image_folder.read_images(top)["digests"]
     for module in (image_folder, cifar10):
         monkeypatch.setattr(module, "CIFAR10_DIGESTS", digests)
@@ -117,7 +118,7 @@ def test_archive_or_unpacked_folder_found(root, archive, mirrors):
     root.mkdir()
     (root / "cifar-10-python.tar.gz").write_bytes(archive)
     found = data.load_data("cifar10")
-    assert found.name == "CIFAR-10" and found.is_cifar10 and found.classes == tuple(data.CIFAR10_CLASSES)
+    assert found.name == "CIFAR-10" and found.is_cifar10 and found.classes == tuple(CIFAR10_CLASSES)
     assert found.train_images.shape == (100, 3, 32, 32) and found.train_images.dtype == torch.uint8
     assert found.test_images.shape == (20, 3, 32, 32) and found.test_labels.dtype == torch.int64
     assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -164,7 +165,7 @@ def test_wrong_archive_is_replaced_and_a_damaged_folder_unpacked_again(root, arc
     mirrors("closed")
     for name in ("data_batch_3", "batches.meta"):
         (root / "cifar-10-batches-py" / name).write_bytes(b"half")
-        assert data.load_data("cifar10").classes == tuple(data.CIFAR10_CLASSES)
+        assert data.load_data("cifar10").classes == tuple(CIFAR10_CLASSES)
 
 
 @pytest.mark.parametrize("where", ["download", "unpack"])

@@ -10,7 +10,7 @@ from PIL import Image
 from models.model9 import TransformerModel
 from tests.conftest import ROOT
 from tests.small import DIGITS, save_weights
-from utils.classify import load_classifier
+from utils.classify import Classifier
 from utils.sources.image_folder import read_rgb
 from utils.transforms import Normalize
 
@@ -22,7 +22,7 @@ def test_probabilities_are_those_of_the_network(tmp_path):
     save_weights(tmp_path / "weights.pt", model, 9, DIGITS)
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "digit.png")
     expected = model(Normalize(DIGITS.mean, DIGITS.std)(image[None]))[0].softmax(dim=0)
-    classify = load_classifier(tmp_path / "weights.pt")
+    classify = Classifier(tmp_path / "weights.pt")
     got = classify(tmp_path / "digit.png", count=10)
     assert got == pytest.approx({name: p for name, p in zip(DIGITS.classes, expected.tolist())}, abs=1e-4)
     assert list(got.values()) == sorted(got.values(), reverse=True)
@@ -42,7 +42,7 @@ def test_metadata_turn_an_image_but_never_reject_it(tmp_path):
 
 
 def test_the_readmes_lines_run(monkeypatch, capsys):
-    (lines,) = re.findall(r"```python\n(.*?load_classifier.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (lines,) = re.findall(r"```python\n(.*?Classifier.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(ROOT)
     exec(lines, {})
     assert re.match(r"\{'horse': 0\.\d+, ", capsys.readouterr().out)

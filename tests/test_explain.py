@@ -109,5 +109,5 @@ def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
 
 
 def test_grad_cam_rejects_layers_that_say_nothing():
-    with pytest.raises(ValueError, match="small's map is 4×4: Grad-CAM needs 5×5 or more"):
+    with pytest.raises(ValueError, match="small's map is 4×4, but Grad-CAM needs 5×5 or more: use an earlier layer"):
         grad_cam(TwoColors(), "small", torch.rand(1, 3, 32, 32), torch.tensor([0]))

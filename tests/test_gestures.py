@@ -138,7 +138,7 @@ def test_pictures_of_odd_data(tmp_path):
     run.fit(0.01)
     with warnings.catch_warnings(), mpl.rc_context({"text.usetex": True}):
         warnings.simplefilter("error", UserWarning)
-        run.show("sample_training_images", "confusion_matrix", "accuracy_by_class", "signal_rank")
+        run.show("sample_training_images", "confusion_matrix", "attention_maps", "signal_rank")
     assert len(list(run.folder.glob("*.png"))) == 4
     figure = plots.confusion_matrix(run)
     figure.canvas.draw()

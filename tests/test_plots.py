@@ -72,7 +72,7 @@ def test_few_misclassified_images(run, wrong, monkeypatch):
         plain, predicted, true = (torch.tensor(ax.images[0].get_array()).double() for ax in shown[:3])
         assert torch.equal(plain, (run.data.test_images[0].permute(1, 2, 0) / 255).double())
         blue, red = predicted.mean((0, 1)), true.mean((0, 1))
-        assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50
+        assert blue[2] > blue[0] + 0.2 and red[0] > red[2] + 0.2
 
 
 def test_curves(run):
@@ -88,7 +88,7 @@ def test_curves(run):
 
 
 @pytest.mark.parametrize("search, labels", [
-    (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.02), ["0.0600", "0.0200, a third of it"]),
+    (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.02), ["0.0600", "0.0200, 1/3 of it"]),
     (LRSearch([1e-3, 1e-2, 1e-1], [2.3, 2.0, 2.6], 0.06, True, 0.01), ["0.0600", "0.0100, 1/6 of it"]),
     (LRSearch([1e-3, 1.0, 10.0], [2.3, 2.0, 2.1], 1.0, False, 1.0), ["1.0000; the search ended at 10.0000", "1.0000"]),
 ])  # fmt: skip
@@ -100,15 +100,9 @@ def test_lr_finder_plot(run, search, labels):
     assert rise.get_label().endswith(labels[0]) and suggestion.get_label().endswith(labels[1])
 
 
-def test_accuracy_by_class_and_confusion_matrix(run):
+def test_confusion_matrix(run):
     cells = plots.confusion_matrix(run).axes[0].images[0].get_array()  # row: true class, column: predicted class
     assert cells[0, 0] == 7 and cells[0, 1] == 3 and cells.sum() == 100
-    run.predictions = run.predictions[0], torch.where(torch.arange(100) < 10, 0, run.predictions[1])
-    figure = plots.accuracy_by_class(run)
-    widths = [bar.get_width() for bar in figure.axes[0].patches]
-    right = run.predictions[0].argmax(dim=1) == run.predictions[1]
-    assert widths == pytest.approx([100 * right[run.predictions[1] == i].float().mean().item() for i in range(10)])
-    assert len(set(widths)) > 1 and figure.axes[0].yaxis_inverted()
 
 
 def test_signal_rank(run):

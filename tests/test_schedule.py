@@ -1,6 +1,7 @@
 """The LR finder leaves no trace; the one-cycle policy starts, peaks and ends where it should."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch_lr_finder.lr_finder
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.small import FIND_LR, exit_message, stop_in_the_second_epoch
+from tests.small import FIND_LR, call, stop_in_the_second_epoch
 from utils.data import BatchDataset
 from utils.recipes import SESSION8, SESSION9
 from utils.schedule import LRSearch, batch_share, find_divergence, find_lr, find_plateau, one_cycle
@@ -150,8 +151,11 @@ def test_learning_rate_rises_and_falls_on_straight_lines(recipe, first, last, ep
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_damaged_result_of_the_lr_finder(folder, monkeypatch):
+def test_damaged_result_of_the_lr_finder_is_found_again(folder, monkeypatch, capsys):
     stop_in_the_second_epoch(monkeypatch, FIND_LR)
     (folder / "lr_finder.json").write_text('{"lrs": [')
-    told = exit_message(*FIND_LR)
-    assert "lr_finder.json cannot be read: remove it, and the LR finder runs again" in told
+    call(*FIND_LR)
+    assert (
+        json.loads((folder / "lr_finder.json").read_text())["lrs"]
+        and "Resuming after epoch 1" in capsys.readouterr().out
+    )

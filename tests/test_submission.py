@@ -11,7 +11,7 @@ from utils.runs import report
 from utils.sessions import SESSIONS
 
 FACTS = {
-    "session": 9, "data": "CIFAR-10", "is_cifar10": True, "smoke": False, "epochs": 24, "parameters": 26064,
+    "session": 9, "data": "CIFAR-10", "is_cifar10": True, "epochs": 24, "parameters": 26064,
     "test_accuracy": 68.957, "max_lr": 0.3, "first_lr": 0.003, "top_epoch": 4,
 }  # fmt: skip
 
@@ -52,8 +52,6 @@ def test_the_points_stand_in_the_pages_order(run, session, points):
 @pytest.mark.parametrize("changes, reason", [
     ({"data": "digits", "is_cifar10": False}, "it was trained on digits, not on CIFAR-10"),
     ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "it was trained on CIFAR-10-C"),
-    ({"smoke": True}, "it is a smoke run"),
-    ({"smoke": True, "is_cifar10": False}, "it is a smoke run and it was trained on"),
     ({"address": ""}, "Add the address of your repository: "),
 ])  # fmt: skip
 def test_first_line_says_why_a_run_should_not_be_handed_in(run, changes, reason):

@@ -1,7 +1,4 @@
-"""Run a session's notebook from top to bottom: ``python -m tools.execute 9``.
-
-The output of the cells is shown as it is printed. The executed notebook is saved in the run's folder.
-"""
+"""Run a session's notebook, show its output as it comes, and save it in the run's folder: ``python -m tools.execute 9``."""
 
 import argparse
 import asyncio

@@ -1,12 +1,10 @@
 """Classify images with a trained network."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import ImageOps
-from torch import nn
 
 from utils.sessions import SESSIONS
 from utils.sources.image_folder import UNREADABLE, as_tensor, read_rgb
@@ -15,13 +13,18 @@ from utils.system.files import load_tensors
 from utils.transforms import Normalize
 
 
-@dataclass(frozen=True)
 class Classifier:
-    """A trained network with its classes and the normalization of its images."""
+    """The trained network of a run's ``weights.pt``, on the CPU; FileError if ``path`` is no such file."""
 
-    model: nn.Module
-    classes: tuple[str, ...]
-    normalize: Normalize
+    def __init__(self, path: str | Path) -> None:
+        content = load_tensors(path)
+        try:
+            self.model = SESSIONS[content["session"]].network().eval()
+            self.model.load_state_dict(content["model"])
+            self.classes: tuple[str, ...] = content["classes"]
+            self.normalize = Normalize(content["mean"], content["std"])
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} contains no trained network: give the weights.pt of a finished run.") from error
 
     @torch.inference_mode()
     def __call__(self, image: str | Path, count: int = 3) -> dict[str, float]:
@@ -38,17 +41,3 @@ class Classifier:
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
         best = self.model(self.normalize(pixels))[0].softmax(dim=0).topk(min(count, len(self.classes)))
         return {self.classes[i]: round(p, 4) for p, i in zip(best.values.tolist(), best.indices.tolist())}
-
-
-def load_classifier(path: str | Path) -> Classifier:
-    """Load the trained network of a run's ``weights.pt``, to the CPU.
-
-    Raises FileError: the file cannot be read, or is not that of a finished run.
-    """
-    content = load_tensors(path)
-    try:
-        model = SESSIONS[content["session"]].network()
-        model.load_state_dict(content["model"])
-        return Classifier(model.eval(), content["classes"], Normalize(content["mean"], content["std"]))
-    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} contains no trained network: give the weights.pt of a finished run.") from error

@@ -16,11 +16,9 @@ from utils.system.graphs import GraphedFunction
 from utils.system.settings import data_root, data_source, smoke
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
 
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 CIFAR10_MEAN: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
 SMOKE_DIGITS = 40, 24  # training and test images in smoke mode
-FLAT = 1e-6  # a channel with a smaller standard deviation is constant
 
 
 @dataclass(frozen=True)
@@ -46,21 +44,16 @@ class ImageData:
         return Normalize(self.mean, self.std)
 
     def __str__(self) -> str:
-        return (
-            f"{self.name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images "
-            f"of {len(self.classes)} classes ({', '.join(self.classes)})"
-        )
+        images = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
+        return f"{self.name}: {images} of {len(self.classes)} classes ({', '.join(self.classes)})"
 
 
 def load_data(source: str | Path | None = None) -> ImageData:
-    """Training and test images of ``source``.
+    """Training and test images of ``source``; DataError, with a remedy, if they are not available or not usable.
 
-    Args:
-        source: ``"cifar10"`` (in ``$DATA_ROOT``, downloaded if absent), ``"digits"``, the path of a folder of images or
-            of an archive of one, or ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default:
-            the environment variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
-
-    Raises DataError: the images are not available or not usable; the message says how to fix it.
+    ``source`` is ``"cifar10"`` (in ``$DATA_ROOT``, downloaded if absent), ``"digits"``, the path of a folder or archive
+    of images, or ``"auto"``: CIFAR-10 if it is available, else the digits, with a message. Default: the environment
+    variable ``DATA``, else ``"auto"``; in smoke mode always a few of the digits.
     """
     if source is None:
         if smoke():
@@ -107,19 +100,13 @@ def load_cifar10() -> ImageData:
 
 
 def load_folder(path: Path) -> ImageData:
-    """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
-
-    The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else after the folder.
-    """
+    """32×32 images ``train/<class>/*`` and ``test/<class>/*``: "CIFAR-10" if they are exactly that, else named by folder."""
     from utils.sources.image_folder import CIFAR10_DIGESTS, printable, read_images
 
     images = read_images(path)
     if images.pop("digests") == CIFAR10_DIGESTS:
         return ImageData("CIFAR-10", mean=CIFAR10_MEAN, std=CIFAR10_STD, is_cifar10=True, **images)
     mean, std = channel_statistics(images["train_images"])
-    if max(std) < FLAT:
-        raise DataError(f"{path}: all training images have a single color: give images that differ.")
-    std = tuple(value if value > FLAT else 1.0 for value in std)  # a constant channel must not be divided by 0
     return ImageData(f"{printable(path.resolve().name)} (folder of images)", mean=mean, std=std, **images)
 
 
@@ -142,20 +129,16 @@ def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, 0 to 1, of each channel of uint8 ``(N, 3, H, W)``, without a float copy of them."""
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    shares = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
-    shares = shares.double() / shares.sum(1, keepdim=True)  # (3, 256)
-    mean = shares @ levels
-    std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+    """Mean and standard deviation, 0 to 1, of each channel of uint8 ``(N, 3, H, W)``; 1 for that of a constant channel."""
+    std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
+    std[std == 0] = 255  # Normalize divides by it
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 class BatchDataset(Dataset):
     """Returns B images ``(B, 3, 32, 32)`` and labels ``(B,)`` at once, which a DataLoader asks for by ``__getitems__``.
 
-    To transform 512 images at once costs less than to transfer them from a worker process. They are a batch already, so
-    the DataLoader collates them by ``tuple``.
+    To transform 512 images at once costs less than to transfer them from a worker process.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor]) -> None:
@@ -182,7 +165,7 @@ def train_transform(data: ImageData, recipe: Recipe) -> Compose:
 def make_loaders(data: ImageData, recipe: Recipe, device: torch.device) -> tuple[DataLoader, DataLoader]:
     """Training batches, shuffled and augmented, and test batches in order, both on ``device``."""
     train_set = BatchDataset(data.train_images.to(device), data.train_labels.to(device), train_transform(data, recipe))
-    train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=tuple)
+    train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, collate_fn=tuple)  # they are batches already
     # Large test batches take a tenth of the time on a GPU, and twice the time on a CPU. Processes can still share them.
     batches = max(1, 1024 // recipe.batch_size) if device.type == "cuda" else 1
     return train_loader, make_test_loader(data, data.normalize, batches * recipe.batch_size, device)

@@ -12,15 +12,12 @@ from torchinfo.enums import Units
 from models.model9 import TransformerModel
 
 STUCK_WEIGHTS = Path(__file__).parents[1] / "static/session9/pytorch_init.pt"  # trained from PyTorch's initialization
-SMALLEST_MAP = 5  # in pixels; a coarser map says little, and the assignment does not allow it
 
 
 def model_table(model: nn.Module, batch_size: int = 20) -> str:
     """torchinfo's table for a batch of 3×32×32 images: kernels, shapes, parameters, mult-adds."""
-    names, size = ("kernel_size", "output_size", "num_params", "mult_adds"), (batch_size, 3, 32, 32)
-    text = str(
-        summary(model, size, col_names=names, row_settings=("var_names",), col_width=17, device="cpu", verbose=0)
-    )
+    columns: dict = {"col_names": ("kernel_size", "output_size", "num_params", "mult_adds"), "col_width": 17}
+    text = str(summary(model, (batch_size, 3, 32, 32), row_settings=("var_names",), device="cpu", verbose=0, **columns))
     for unit in Units:  # since Python 3.11 torchinfo prints "Units.MEGABYTES" where it means "M"
         text = text.replace(str(unit), unit.value)
     return text
@@ -30,10 +27,9 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     """Grad-CAM: where in each image ``layer``, for example ``"layer3.0"``, finds evidence for a class.
 
     Normalized images ``(N, 3, H, W)`` and one class for each, ``(N,)`` → heat maps ``(N, H, W)``, each from 0 to 1.
+    Raises ValueError: the layer's feature map is smaller than 5×5 pixels.
 
     Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
-
-    Raises ValueError: the layer's feature map is smaller than 5×5 pixels.
     """
     from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -45,10 +41,8 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     cam = GradCAM(model, [model.get_submodule(layer)])
     heat = cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
-    if min(height, width) < SMALLEST_MAP:
-        raise ValueError(
-            f"{layer}'s map is {height}×{width}: Grad-CAM needs {SMALLEST_MAP}×{SMALLEST_MAP} or more, so use an earlier layer"
-        )
+    if min(height, width) < 5:  # a coarser map says little, and the assignment does not allow it
+        raise ValueError(f"{layer}'s map is {height}×{width}, but Grad-CAM needs 5×5 or more: use an earlier layer")
     return torch.from_numpy(heat)
 
 
@@ -56,10 +50,9 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
 def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     """Singular values of the signal after each stage, with the mean over the batch removed.
 
-    They show how many directions of the signal survive: if one value is far larger than the rest, the batch lies on a
-    line. Normalized images ``(N, 3, 32, 32)`` → ``(5, min(N, 48))``, in descending order in each row: of X after global
-    average pooling and after each of the four ULTIMUS blocks. BatchNorm uses the statistics of these images, as in
-    training, because an untrained network has no others.
+    If one value is far larger than the rest, the batch lies on a line. Normalized images ``(N, 3, 32, 32)`` →
+    ``(5, min(N, 48))``, each row in descending order: of X after global average pooling and after each ULTIMUS block.
+    BatchNorm uses the statistics of these images, as in training, because an untrained network has no others.
     """
     model = copy.deepcopy(model).train()  # a copy, because BatchNorm updates its running averages
     stages = [model.features(images)]  # (N, 48)

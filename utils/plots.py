@@ -1,9 +1,5 @@
-"""One function per picture: each takes a run (``utils/runs/run.py``) and returns a matplotlib Figure.
+"""One function per picture: each takes a run (``utils/runs/run.py``) and returns a Figure, saved under its own name."""
 
-It shows the run's data, history, LR search, predictions and network, and is saved under the function's name.
-"""
-
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,14 +45,14 @@ def line_plot(ax, **labels) -> None:
     ax.legend()
 
 
-def gallery(images: Tensor, titles: Sequence[str], title: str) -> Figure:
-    """Images ``(N, 3, H, W)`` on the scale 0 to 1, in rows of five, with their titles."""
-    rows = max(1, -(-len(images) // 5))
-    fig, axes = figure(rows, 5, (8.5, 0.4 + 1.95 * rows), title)
+def gallery(images: Sequence[Tensor], titles: Sequence[str], title: str, columns: int = 5) -> Figure:
+    """Images ``(3, H, W)`` on the scale 0 to 1 with their titles."""
+    rows = max(1, -(-len(images) // columns))
+    fig, axes = figure(rows, columns, (1.7 * columns, 0.4 + 1.95 * rows), title)
     for ax in axes:
         ax.axis("off")
-    for ax, image, text in zip(axes, images.cpu(), titles):
-        ax.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
+    for ax, image, text in zip(axes, images, titles):
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
         ax.set_title(plain(text), fontsize=9)
     return fig
 
@@ -98,24 +94,17 @@ def grad_cam(run) -> Figure:
 
     ten = misclassified(*run.predictions)
     logits, labels = (values[ten].cpu() for values in run.predictions)
-    classes = {"predicted": logits.argmax(dim=1), "true": labels}
-    heats = {
-        role: explain.grad_cam(run.model, "layer3", run.normalized(ten), indices) for role, indices in classes.items()
-    }
-    rows, title = max(1, -(-len(ten) // 2)), f"Grad-CAM for the predicted and the true class · {run.data.name}"
-    fig, axes = figure(rows, 6, (10, 0.5 + 1.95 * rows), title)
-    for ax in axes:
-        ax.axis("off")
-    probabilities = logits.softmax(dim=1)
-    for i, image in enumerate((run.data.test_images[ten] / 255).permute(0, 2, 3, 1).numpy()):  # (H, W, 3)
-        first, *overlaid = axes[3 * i : 3 * i + 3]
-        first.imshow(image)
-        for ax, (role, indices) in zip(overlaid, classes.items()):
-            index = int(indices[i])
-            ax.imshow(show_cam_on_image(image, heats[role][i].numpy(), use_rgb=True))
-            title = f"{role}: {run.data.classes[index]}\n{100 * probabilities[i, index]:.1f}%"
-            ax.set_title(plain(title), fontsize=9)
-    return fig
+    classes, inputs = {"predicted": logits.argmax(dim=1), "true": labels}, run.normalized(ten)
+    heats = {role: explain.grad_cam(run.model, "layer3", inputs, indices) for role, indices in classes.items()}
+    probabilities, images, titles = 100 * logits.softmax(dim=1), [], []
+    for i, image in enumerate(run.data.test_images[ten] / 255):
+        images.append(image)
+        titles.append("")
+        for role, indices in classes.items():
+            overlay = show_cam_on_image(image.permute(1, 2, 0).numpy(), heats[role][i].numpy(), use_rgb=True)
+            images.append(torch.from_numpy(overlay).permute(2, 0, 1) / 255)  # (3, H, W)
+            titles.append(f"{role}: {run.data.classes[indices[i]]}\n{probabilities[i, indices[i]]:.1f}%")
+    return gallery(images, titles, f"Grad-CAM for the predicted and the true class · {run.data.name}", columns=6)
 
 
 def loss_and_accuracy_graphs(run) -> Figure:
@@ -150,8 +139,7 @@ def lr_finder_plot(run) -> Figure:
     suggested = f"suggested max LR: {search.suggestion:.4f}"
     if search.diverges:
         label = f"back at its start at {search.divergence_lr:.4f}"
-        share = search.divergence_lr / search.suggestion
-        suggested += f", {'a third' if math.isclose(share, 3) else f'1/{share:.0f}'} of it"
+        suggested += f", 1/{search.divergence_lr / search.suggestion:.0f} of it"
     else:
         label = f"stops falling at {search.divergence_lr:.4f}; the search ended at {search.lrs[-1]:.4f}"
     ax.axvline(search.divergence_lr, color="gray", linestyle=":", label=label)
@@ -176,35 +164,21 @@ def lr_history_plot(run) -> Figure:
 
 def confusion_matrix(run) -> Figure:
     """How many test images of each class (rows) are predicted as each class (columns)."""
-    from sklearn.metrics import ConfusionMatrixDisplay  # here, because its import takes a second
+    from sklearn import metrics  # here, because its import takes a second
 
     logits, labels = run.predictions
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {run.data.name}")
-    true, predicted = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
-    names, look = list(map(plain, run.data.classes)), {"cmap": "Blues", "colorbar": False, "xticks_rotation": 45}
-    ConfusionMatrixDisplay.from_predictions(
-        true, predicted, labels=range(len(names)), display_labels=names, ax=ax, **look
+    names = list(map(plain, run.data.classes))
+    counts = metrics.confusion_matrix(
+        labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy(), labels=range(len(names))
     )
-    return fig
-
-
-def accuracy_by_class(run) -> Figure:
-    """Test accuracy of each class in percent."""
-    logits, labels = (values.cpu() for values in run.predictions)
-    hits, names = logits.argmax(dim=1) == labels, run.data.classes
-    accuracies = [100 * hits[labels == index].float().mean().item() for index in range(len(names))]
-    fig, (ax,) = figure(1, 1, (7, 4), f"Accuracy by class · {run.data.name}")
-    ax.bar_label(ax.barh(list(map(plain, names)), accuracies, color=TRAIN), fmt="%.1f%%", padding=3)
-    ax.set(xlabel="test accuracy in %", xlim=(0, 112), xticks=range(0, 101, 20))
-    ax.invert_yaxis()
+    display = metrics.ConfusionMatrixDisplay(counts, display_labels=names)
+    display.plot(cmap="Blues", ax=ax, xticks_rotation=45, colorbar=False)
     return fig
 
 
 def signal_rank(run) -> Figure:
-    """Singular values of the signal after each stage of ULTIMUS, one panel per network, see ``explain.signal_spectra``.
-
-    After a block, only the eight largest can be nonzero.
-    """
+    """Singular values of the signal after each stage, one panel per network; after a block, at most eight are nonzero."""
     images = run.normalized(torch.arange(0, len(run.data.test_labels), max(1, len(run.data.test_labels) // 500)))
     networks = explain.initial_networks() | {"the same, trained": run.model}
     stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")

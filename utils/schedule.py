@@ -44,11 +44,7 @@ class LRSearch:
 
 
 def find_lr(
-    model: nn.Module,
-    optimizer: Optimizer,
-    train_loader: DataLoader,
-    accelerator: Accelerator,
-    steps: int = SEARCH_STEPS,
+    model: nn.Module, optimizer: Optimizer, loader: DataLoader, accelerator: Accelerator, steps: int = SEARCH_STEPS
 ) -> LRSearch:
     """LR range test: raise the learning rate from 1e-5 to 10 over ``steps`` batches and see where the loss rises again.
 
@@ -70,10 +66,10 @@ def find_lr(
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
     gpus = [device] if device.type == "cuda" else []
-    batch_size = train_loader.batch_size or 1
+    batch_size = loader.batch_size or 1
     with explain_out_of_memory(batch_size), torch.random.fork_rng(devices=gpus), project_progress_bar():
         try:
-            finder.range_test(train_loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
+            finder.range_test(loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
         finally:
             finder.reset()
             model.train(was_training)
@@ -81,7 +77,7 @@ def find_lr(
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < max(10, steps // 5):
         raise TrainingError(
-            f"LR finder: the loss was infinite after {finite} of {steps} steps: check the images for invalid values."
+            f"LR finder: loss infinite after {finite} of {steps} steps: check the images for invalid values."
         )
     lrs, losses = lrs[:finite], losses[:finite]
     divergence_lr = find_divergence(lrs, losses)
@@ -122,13 +118,10 @@ def batch_share(optimizer: Optimizer, batch_size: int) -> float:
 
 
 def find_divergence(lrs: list[float], losses: list[float]) -> float:
-    """The learning rate at which the loss, past its minimum, exceeds its start again, or the last one.
-
-    On a plateau, noise alone would pass for that, so the loss must also have risen by a tenth of its start.
-    """
+    """The learning rate at which the loss, past its minimum, exceeds its start again, or the last one."""
     start = starting_loss(losses)
     lowest = losses.index(min(losses))
-    risen = max(start, losses[lowest] + 0.1 * start)
+    risen = max(start, losses[lowest] + 0.1 * start)  # on a plateau, noise alone exceeds the start
     return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > risen), lrs[-1])
 
 

@@ -25,7 +25,6 @@ class Session:
     pictures: tuple[str, ...]
     answers: tuple[str, ...]  # what the assignment page asks for, in its order; see utils/runs/report.py
     misclassified: int = 20  # images to show
-    flip_averaged: bool = False  # whether flip-averaged test accuracy is reported as well
 
     def build(self, device: torch.device) -> tuple[nn.Module, Optimizer]:
         """The network on ``device`` and its optimizer."""
@@ -42,18 +41,16 @@ SESSIONS = {
         SESSION7,
         ResNet18,
         sgd,
-        pictures=(*PICTURES, "accuracy_by_class", "grad_cam"),
+        pictures=(*PICTURES, "grad_cam"),
         answers=("repository", "network", "log", "loss_and_accuracy_graphs", "misclassified_images", "grad_cam"),
         misclassified=10,
-        flip_averaged=True,
     ),
     8: Session(
         SESSION8,
         CustomResNet,
         sgd,
-        pictures=(*PICTURES, "accuracy_by_class"),
+        pictures=PICTURES,
         answers=("repository", "network", "learning_rates", "log", "accuracy"),
-        flip_averaged=True,
     ),
     9: Session(
         SESSION9,

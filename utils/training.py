@@ -55,12 +55,10 @@ def train(
     recipe: Recipe,
     epoch: int,
 ) -> tuple[float, float, list[float], str]:
-    """Train for one epoch, on this process's share of each batch; TrainingError if the loss is no longer finite.
-
-    ``step`` is ``forward_backward`` of a batch, which a GPU replays as one graph.
+    """Train for one epoch on this process's share of each batch; ``step`` is ``forward_backward``, a graph on a GPU.
 
     Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate of each step;
-    the final line of the progress bar.
+    the final line of the progress bar. Raises TrainingError: the loss is no longer finite.
     """
     model.train()
     losses, hits, sizes, lrs = [], [], [], []  # one entry per batch; the first two stay on the device
@@ -108,19 +106,16 @@ def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, loader: DataLoader, mirrored: bool = False, accelerator: Accelerator | None = None
-) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, loader: DataLoader, accelerator: Accelerator | None = None) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in the loader's order and in evaluation mode.
 
-    With ``mirrored``, every image is flipped horizontally. With the ``accelerator`` that prepared the loader, the
-    predictions of all processes are gathered, each image once.
+    With the ``accelerator`` that prepared the loader, the predictions of all processes are gathered, each image once.
     """
     model.eval()
     quiet = accelerator is not None and not accelerator.is_main_process
     outputs = []
     for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False, disable=quiet):
-        output = model(images.flip(-1) if mirrored else images).float(), labels
+        output = model(images).float(), labels
         outputs.append(accelerator.gather_for_metrics(output) if accelerator else output)
     logits, labels = zip(*outputs)
     return torch.cat(logits), torch.cat(labels)
@@ -164,16 +159,6 @@ def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tupl
     return loss, accuracy, f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{count} ({accuracy:.2f}%)"
 
 
-def flip_averaged_accuracy(model: nn.Module, loader: DataLoader, logits: Tensor) -> float:
-    """Accuracy in percent of the mean prediction for each image and its mirror image, a test-time trick.
-
-    ``logits`` ``(N, 10)`` are those of the images themselves.
-    """
-    mirrored, labels = predict(model, loader, mirrored=True)
-    averaged = (logits.softmax(dim=1) + mirrored.softmax(dim=1)).argmax(dim=1)
-    return 100 * (averaged == labels).float().mean().item()
-
-
 def fit(
     model: nn.Module,
     optimizer: Optimizer,
@@ -186,12 +171,9 @@ def fit(
 ) -> History:
     """Train ``model`` in place and test it after every epoch, up to ``recipe.epochs`` epochs.
 
-    Args:
-        model, optimizer, loaders: as ``accelerator.prepare`` returned them.
-        history: of the epochs that are already done; training continues after them.
-        after_epoch: called with the history after every epoch, for example to save a checkpoint.
-
-    Raises TrainingError: the loss is no longer finite, or the GPU runs out of memory.
+    Model, optimizer and loaders are as ``accelerator.prepare`` returned them, ``history`` is that of the epochs that are
+    already done, and ``after_epoch`` is called with it after every epoch, for example to save a checkpoint. Raises
+    TrainingError: the loss is no longer finite, or the GPU runs out of memory.
     """
     history = history or History()
     train_loader, test_loader = loaders

@@ -68,9 +68,8 @@ class RandomHorizontalFlip:
 class CutOut:
     """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``. Its center is a random pixel.
 
-    As in the paper, part of the square may lie outside the image: with a square of 16, the center of a 32×32 image is
-    hidden one time in four, not seven times in eight. The square has the mean color of the data set, so it is close
-    to 0 after Normalize.
+    As in the paper, part of the square may lie outside the image: a square of 16 hides the center of a 32×32 image one
+    time in four, not seven times in eight. It has the mean color of the data set, which is 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """
@@ -93,10 +92,7 @@ class CutOut:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels-last, which is faster, but not on MPS: BatchNorm's backward pass is wrong there in PyTorch up to 2026.
-
-    See https://github.com/pytorch/pytorch/issues/134580 and 175189.
-    """
+    """Channels-last, which is faster, but not on MPS: BatchNorm's backward is wrong there (PyTorch's issue 134580)."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 

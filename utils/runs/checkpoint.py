@@ -31,10 +31,7 @@ class TrainingState:
     max_lr: float
 
     def save(self, path: Path, history: History, about: dict) -> None:
-        """Save it, the history and what ``about_network`` returns.
-
-        All processes must call it, because each has its own random state. The first one writes the file.
-        """
+        """Save it with the history and what is known ``about`` the network; all processes call it, the first one writes."""
         gpu = self.accelerator.device.type == "cuda"
         random = gather_object([torch.get_rng_state()])  # one per process
         random_gpu = gather_object([torch.cuda.get_rng_state()] if gpu else [])
@@ -56,9 +53,8 @@ class TrainingState:
     def restore(self, content: dict, path: Path) -> History:
         """Restore ``content``, which ``save`` saved in ``path``, on whatever device it is now, and return the history.
 
-        If the number of processes has changed, the random state stays as this process has seeded it.
-
-        Raises FileError: the file was saved by a run of another network or optimizer.
+        If the number of processes has changed, the random state stays as this process has seeded it. Raises FileError:
+        the file was saved by a run of another network or optimizer.
         """
         rank = self.accelerator.process_index
         try:

@@ -37,27 +37,25 @@ def lock_folder(folder: Path) -> None:
             "or set RUNS to another folder."
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise FileError(
-            f"{lock.lock_file} cannot be locked ({error}): set RUNS to a folder on this machine."
-        ) from error
+        raise FileError(f"{lock.lock_file} cannot be locked ({error}): set RUNS to a folder on this disk.") from error
 
 
-def move_aside(folder: Path) -> Path:
-    """Rename ``folder`` after the time of its last change and make an empty one; returns the new name."""
+def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
+    """Rename ``folder`` after the time of its last change, make one with the files to ``keep``; returns the new name."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
     aside = folder.with_name(f"{folder.name}-{stamp}")
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-2")
     folder.rename(aside)
     folder.mkdir()
+    for name in keep:
+        if (aside / name).exists():
+            shutil.copy2(aside / name, folder)
     return aside
 
 
 def open_folder(folder: Path, plan: dict) -> None:
-    """Prepare ``folder``: it is empty or contains an unfinished run with this ``plan``. Any other run is moved aside.
-
-    Raises FileError: another process is writing to ``folder``, or it cannot be created.
-    """
+    """Keep an unfinished run with this ``plan`` and move any other aside; FileError: in use, or not writable."""
     aside = None
     try:
         lock_folder(folder)
@@ -75,12 +73,3 @@ def open_folder(folder: Path, plan: dict) -> None:
     write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
     if aside:
         print(f"The earlier run was moved to {aside}/", flush=True)
-
-
-def start_anew(folder: Path) -> None:
-    """Move a run aside whose plan stays, but which is trained with another max LR."""
-    aside = move_aside(folder)
-    for name in ("plan.json", "lr_finder.json"):
-        if (aside / name).exists():
-            shutil.copy2(aside / name, folder)
-    print(f"The earlier run was moved to {aside}/", flush=True)

@@ -13,8 +13,6 @@ import torch
 
 from utils.system.device import hardware_of, precision_of
 from utils.system.files import write_text
-from utils.system.settings import smoke
-from utils.training import flip_averaged_accuracy
 
 ROOT = Path(__file__).parents[2]
 PICTURES = {
@@ -25,10 +23,7 @@ PICTURES = {
 
 
 def write_submission(folder: Path, answers: Sequence[str], repository: str) -> str:
-    """Write ``submission.md``: the ``answers``, in their order, for the finished run in ``folder``.
-
-    If the run should not be handed in as it is, the first lines say so. Returns what the file holds, in a few lines.
-    """
+    """Write ``submission.md``: ``warnings``, then the ``answers`` in their order. Returns in a few lines what it holds."""
     facts = json.loads((folder / "run.json").read_text("utf-8"))
     network = f"models/model{facts['session']}.py"
     texts = {name: f"{title}:\n\n![{title}]({name}.png)" for name, title in PICTURES.items()} | {
@@ -50,10 +45,9 @@ def write_submission(folder: Path, answers: Sequence[str], repository: str) -> s
 
 def warnings(facts: dict, repository: str) -> list[str]:
     """Why the run should not be handed in as it is, if so."""
-    reasons = ["it is a smoke run"] if facts["smoke"] else []
+    lines = []
     if not facts["is_cifar10"]:
-        reasons.append(f"it was trained on {facts['data']}, not on CIFAR-10")
-    lines = [f"**Do not hand this in: {' and '.join(reasons)}.**"] if reasons else []
+        lines.append(f"**Do not hand this in: it was trained on {facts['data']}, not on CIFAR-10.**")
     if not repository:
         lines.append("**Add the address of your repository: this folder has no git remote named origin.**")
     return lines
@@ -80,15 +74,11 @@ def commit() -> str:
 
 
 def results(run) -> dict:
-    """What ``run.json`` holds of a finished run: its recipe, data, hardware, commit and accuracy, in percent.
-
-    ``flip_averaged`` is the accuracy of the mean prediction for each image and its mirror image, a test-time trick.
-    """
+    """What ``run.json`` holds of a finished run: its recipe, data, hardware, commit and accuracy, in percent."""
     history, data = run.history, run.data
-    facts = asdict(run.session.recipe) | {
+    return asdict(run.session.recipe) | {
         "data": data.name,
         "is_cifar10": data.is_cifar10,
-        "smoke": smoke(),
         "train_images": len(data.train_labels),
         "test_images": len(data.test_labels),
         "first_lr": history.step_lr[0],
@@ -102,19 +92,13 @@ def results(run) -> dict:
         "torch": torch.__version__,
         "commit": commit(),
     }
-    if run.session.flip_averaged:
-        facts["flip_averaged"] = round(flip_averaged_accuracy(run.model, run.loaders[1], run.predictions[0]), 2)
-    return facts
 
 
 def summary(facts: dict) -> str:
-    """The results in ``run.json``, in three or four lines."""
+    """The results in ``run.json``, in three lines."""
     accuracy = f"{facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {facts['data']}"
-    flip_averaged = [f"Flip-averaged: {facts['flip_averaged']:.2f}%"] if "flip_averaged" in facts else []
-    lines = [
-        f"Test accuracy after epoch {facts['epochs']}: {accuracy}",
-        *flip_averaged,
-        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%",
-        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}",
-    ]
-    return "\n".join(lines)
+    return (
+        f"Test accuracy after epoch {facts['epochs']}: {accuracy}\n"
+        f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%\n"
+        f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
+    )

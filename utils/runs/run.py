@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from utils import plots
 from utils.data import ImageData, make_loaders
 from utils.recipes import Recipe
 from utils.runs.checkpoint import TrainingState, about_network, load_checkpoint, write_history
-from utils.runs.folder import is_unfinished, open_folder, start_anew
+from utils.runs.folder import is_unfinished, move_aside, open_folder
 from utils.runs.report import repository, results, summary, write_submission
 from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
 from utils.sessions import Session
@@ -66,9 +67,7 @@ class Run:
     ) -> "Run":
         """Choose the device, adapt the recipe to the data and open the run's folder.
 
-        Raises:
-            TrainingError: a setting is out of its range.
-            FileError: the folder is in use or not writable, or its checkpoint is damaged.
+        Raises TrainingError: a setting is out of its range. FileError: the folder or its checkpoint cannot be used.
         """
         recipe = session.recipe.for_images(len(data.train_labels))
         default = SMOKE_EPOCHS if smoke() else recipe.epochs
@@ -113,18 +112,15 @@ class Run:
 
     def find_lr(self) -> LRSearch:
         """Run the LR range test on a newly built network, or read the result of the run that resumes."""
-        file, result = self.folder / "lr_finder.json", None
+        file, search = self.folder / "lr_finder.json", None
         if self.accelerator.is_main_process:
-            if not file.exists():
-                model, optimizer = self.new_network()
+            with suppress(OSError, ValueError, TypeError):  # it is not there, or damaged
+                search = LRSearch(**json.loads(file.read_text("utf-8")))
+            if search is None:
                 steps = SMOKE_SEARCH_STEPS if smoke() else SEARCH_STEPS
-                search = find_lr(model, optimizer, self.loaders[0], self.accelerator, steps)
+                search = find_lr(*self.new_network(), self.loaders[0], self.accelerator, steps)
                 write_text(file, json.dumps(asdict(search)))
-            try:
-                result = LRSearch(**json.loads(file.read_text("utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                raise FileError(f"{file} cannot be read: remove it, and the LR finder runs again.") from error
-        self.search = broadcast(result)
+        self.search = broadcast(search)
         return self.search
 
     def fit(self, max_lr: float) -> History:
@@ -136,16 +132,14 @@ class Run:
         check_settings(self.session.recipe, max_lr)
         self.build()
         recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
-        accelerator.print(
-            f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}, {hardware_of(accelerator)}",
-            flush=True,
-        )
+        plan = f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}"
+        accelerator.print(f"{plan}, {hardware_of(accelerator)}", flush=True)
         saved = None
         if accelerator.is_main_process:
             saved = load_checkpoint(self.folder)
             if saved and saved.get("max_lr") != max_lr:
-                start_anew(self.folder)
-                saved = None
+                aside, saved = move_aside(self.folder, keep=("plan.json", "lr_finder.json")), None
+                accelerator.print(f"The earlier run was moved to {aside}/", flush=True)
         saved = broadcast(saved)
         accelerator.free_memory()  # of an earlier call
         if accelerator.scaler:
@@ -192,14 +186,10 @@ class Run:
 
     def normalized(self, indices: Tensor) -> Tensor:
         """Some test images by their indices, as the network sees them: ``(N, 3, 32, 32)``, on its device."""
-        images = self.data.test_images[indices].to(self.accelerator.device)
-        return self.data.normalize(images)
+        return self.data.normalize(self.data.test_images[indices].to(self.accelerator.device))
 
     def show(self, *names: str) -> None:
-        """Draw pictures, functions of ``utils.plots``; save each as ``<name>.png`` and, in a notebook, display it.
-
-        A picture that cannot be drawn is reported in one line, and the others follow.
-        """
+        """Draw, save and, in a notebook, show functions of ``utils.plots``; a line reports one that fails."""
         for name in names:
             try:
                 with plots.style():
@@ -219,10 +209,7 @@ class Run:
                 print(f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).", flush=True)
 
     def finish(self) -> dict:
-        """Write ``run.json``, with which the run counts as finished, and print the results.
-
-        Raises TrainingError: the run has not been trained to its end.
-        """
+        """Write ``run.json``, which says "finished", and print the results; TrainingError: not trained to the end."""
         if len(self.history.lr) < self.session.recipe.epochs:
             raise TrainingError("the network is not trained to the end: call fit first, which also resumes.")
         facts = results(self)

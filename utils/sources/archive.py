@@ -14,10 +14,7 @@ KINDS = {suffix: kind for kind, suffixes, _ in shutil.get_unpack_formats() for s
 
 @contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack ``archive`` into a folder beside it, which is removed afterwards.
-
-    Raises DataError: it is no archive, or a damaged or unsafe one, or there is no space.
-    """
+    """Unpack ``archive`` beside it, for the time of the block; DataError if it is no archive, or damaged or unsafe."""
     kind = next((KINDS[suffix] for suffix in KINDS if archive.name.lower().endswith(suffix)), None)
     if kind is None:
         raise DataError(f"{archive} is not an archive: give a folder or one of {', '.join(KINDS)}.")
@@ -37,8 +34,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 raise DataError(
-                    f"{archive} cannot be unpacked ({reason}): download it again, or unpack it yourself and set DATA "
-                    "to the folder."
+                    f"{archive} cannot be unpacked ({reason}): download it again, or unpack it first."
                 ) from error
         yield folder
     finally:

@@ -34,9 +34,8 @@ NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, Ti
 def fetch_cifar10(root: Path) -> Path:
     """Make sure that ``root`` contains CIFAR-10; only one process at a time does this, others wait.
 
-    Returns: ``root`` if it contains the unpacked archive, else the path of an archive of PNG files.
-
-    Raises DataError: no mirror served it, or ``root`` cannot be written.
+    Returns: ``root`` if it contains the unpacked archive, else the path of an archive of PNG files. Raises DataError:
+    no mirror served it, or ``root`` cannot be written.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -50,9 +49,8 @@ def fetch_cifar10(root: Path) -> Path:
     except BrokenPipeError:  # from a message or a progress bar
         raise
     except OSError as error:
-        raise DataError(
-            f"{root} cannot be written ({error.strerror or error}): set DATA_ROOT to a folder with 400 MB free."
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"{root} cannot be written ({reason}): set DATA_ROOT to a folder with 400 MB free.") from error
 
 
 def find_cifar10(root: Path) -> Path | None:

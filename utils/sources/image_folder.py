@@ -34,9 +34,7 @@ def read_images(source: Path) -> dict:
     """Read the images of ``source``, a folder or an archive, or the cache beside it if that is up to date.
 
     Returns: ``classes``, ``train_images`` uint8 ``(N, 3, 32, 32)``, ``train_labels`` int64 ``(N,)``, ``test_images``,
-    ``test_labels``, and ``digests`` of both sets, which are ``CIFAR10_DIGESTS`` only for CIFAR-10 itself.
-
-    Raises DataError: one line that names the file, the error and the remedy.
+    ``test_labels``, and ``digests`` of both sets, which are ``CIFAR10_DIGESTS`` only for CIFAR-10 itself. Raises DataError.
     """
     try:
         if not source.exists():
@@ -62,17 +60,14 @@ def read_images(source: Path) -> dict:
 
 
 def fingerprint(source: Path) -> str:
-    """A digest of the names, sizes and modification times of all files."""
+    """A digest of the names, sizes and modification times of ``source`` and all files in it."""
 
     def stop(error: OSError) -> None:  # os.walk would skip a folder that cannot be read
         raise error
 
-    files = [source]
-    if source.is_dir():
-        walk = os.walk(source, onerror=stop, followlinks=True)
-        files = [Path(folder, name) for folder, _, names in walk for name in names]
+    walk = os.walk(source, onerror=stop, followlinks=True) if source.is_dir() else ()
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted([source, *(Path(folder, name) for folder, _, names in walk for name in names)]):
         status = file.stat()
         name = os.fsencode(file.relative_to(source.parent))
         digest.update(name + f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
@@ -140,9 +135,7 @@ def find_splits(folder: Path, source: Path) -> Path:
         return tops[0]
     if tops:
         raise DataError(f"{source} contains train/ and test/ {len(tops)} times: give the path of one of the copies.")
-    raise DataError(
-        f"{source} contains no images as train/<class>/*.png and test/<class>/*.png: arrange them like this."
-    )
+    raise DataError(f"{source} has no images as train/<class>/*.png and test/<class>/*.png: arrange them like this.")
 
 
 def decode_image(path: str, name: str) -> np.ndarray:
@@ -172,10 +165,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def digest(images: Tensor, labels: Tensor) -> str:
-    """A digest of labeled images, uint8 ``(N, 3, 32, 32)`` and int64 ``(N,)``, in whatever order.
-
-    It is the SHA-256 of the sorted SHA-256 digests of each label's byte and pixels.
-    """
+    """The SHA-256 of the sorted SHA-256 digests of each label's byte and pixels, which the order does not change."""
     pixels = images.flatten(1).numpy()
     each = (hashlib.sha256(bytes([label]) + row.tobytes()).digest() for label, row in zip(labels.tolist(), pixels))
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()

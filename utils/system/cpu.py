@@ -12,8 +12,7 @@ from torch import nn
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next step.
 
-    By default, glibc returns large blocks to the system, which zeroes them page by page when the next step allocates
-    them again. That takes a fifth of a training step on a CPU.
+    By default, glibc returns large blocks to the system, which zeroes them for the next step: a fifth of its time.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h
@@ -23,10 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
-    """Compile ``model`` at its first step if ``steps`` steps save more than the half minute that this takes.
-
-    On a GPU it does not pay off: the networks are trained before they are compiled.
-    """
+    """Compile ``model`` if ``steps`` steps save more than the half minute that this takes, which they never do on a GPU."""
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and steps >= 1000 and can_compile():
         model.compile()
 

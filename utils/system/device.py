@@ -17,10 +17,7 @@ PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # PyTorch
 
 
 def join_processes(cpu: bool = False) -> PartialState:
-    """The device of this process, and its place among the processes that a launcher such as torchrun has started.
-
-    Raises TrainingError: the launcher's environment variables are incomplete.
-    """
+    """The device of this process and its place among those of a launcher; TrainingError if its variables are incomplete."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name != "ACCELERATE_USE_CPU"]:
         del os.environ[name]  # they would change the training, for example accumulate gradients
     if not torch.distributed.is_initialized():
@@ -30,10 +27,8 @@ def join_processes(cpu: bool = False) -> PartialState:
     try:
         return PartialState(cpu=cpu or no_gpu)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise TrainingError(
-            f"the variables of a launcher, such as LOCAL_RANK, are incomplete ({str(error).splitlines()[0]}): "
-            "start with torchrun, or unset them."
-        ) from error
+        reason = f"the variables of a launcher, such as LOCAL_RANK, are incomplete ({str(error).splitlines()[0]})"
+        raise TrainingError(f"{reason}: start with torchrun, or unset them.") from error
 
 
 def broadcast(value: Any) -> Any:
@@ -44,15 +39,13 @@ def broadcast(value: Any) -> Any:
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
     """An accelerator for the GPU, if there is one and not ``cpu``, else for the CPU.
 
-    With ``tensorboard``, it logs to the subfolder ``tensorboard`` of that folder. The ``precision`` is ``"float32"``,
-    ``"bfloat16"``, ``"float16"`` or ``"auto"``: what ``fast_precision`` says in the first process.
+    With ``tensorboard``, it logs to a subfolder of that folder. ``precision`` is PyTorch's name for one, or ``"auto"``.
     """
     state = join_processes(cpu)
     AcceleratorState._reset_state()  # otherwise the precision of an earlier accelerator would stay
     # Processes share a batch of the recipe's size, so that a step sees as many images as with one process. The last,
     # smaller batch is filled up with the epoch's first images: up to 176 images of CIFAR-10 are seen twice.
-    sharing = DataLoaderConfiguration(split_batches=True)
-    device = state.device
+    sharing, device = DataLoaderConfiguration(split_batches=True), state.device
     if precision == "float16" and device.type == "cpu":
         state.print("The run was started in float16, which needs a GPU: it resumes in float32.", flush=True)
         precision = "float32"

@@ -1,7 +1,4 @@
-"""Atomic writes, locks, and tensors that are loaded without executing code.
-
-PyTorch is imported only where it is needed, because the import takes two seconds.
-"""
+"""Atomic writes, locks, and tensors that are loaded without executing code; PyTorch's slow import waits until then."""
 
 import contextlib
 import io
@@ -17,10 +14,7 @@ from utils.system.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path, then rename that file to ``path``.
-
-    Raises FileError: the disk is full or read-only; an existing file at ``path`` is unchanged.
-    """
+    """Rename a temporary file, which ``write`` makes, to ``path``; if that fails, raise FileError and change nothing."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
@@ -41,12 +35,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
-    """Hold the file lock ``path``; while another process holds it, say so and wait.
-
-    Where no lock can be made, as in a read-only folder, there is nothing that two processes could both write.
-    """
+    """Hold the file lock ``path``, or say what another process is doing and wait for it."""
     lock = FileLock(path)
-    with contextlib.suppress(OSError, NotImplementedError):  # the latter: a file system without locks
+    with contextlib.suppress(OSError, NotImplementedError):  # in a read-only folder, or on a disk without locks
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -68,10 +59,7 @@ def save_tensors(path: Path, content: dict) -> None:
 
 
 def load_tensors(path: str | Path) -> dict:
-    """Load what ``save_tensors`` wrote, to the CPU.
-
-    Raises FileError: the file is missing, damaged, of another kind, or contains more than tensors and plain values.
-    """
+    """What ``save_tensors`` wrote, on the CPU; FileError if it is damaged or holds more than tensors and plain values."""
     import torch
 
     wrong = "is not a weights file: give the weights.pt of a run."
@@ -81,9 +69,7 @@ def load_tensors(path: str | Path) -> dict:
             return content
     except pickle.UnpicklingError:
         if zipfile.is_zipfile(path):
-            wrong = (
-                "contains objects that could run code, so it was not loaded: only use files that this program wrote."
-            )
+            wrong = "contains objects that could run code, so it was not loaded: only use files of this program."
     except (OSError, EOFError, RuntimeError) as error:
         wrong = "is damaged or truncated: download it again, or move it away and train again."
         if isinstance(error, OSError) and error.filename:
