@@ -18,7 +18,6 @@ from utils.sessions import SESSIONS
 from utils.system.files import save_tensors
 
 DIGITS = load_data("digits")
-CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 PROCESSES = multiprocessing.get_context("forkserver")  # new processes, which find PyTorch imported
 PROCESSES.set_forkserver_preload("sklearn.model_selection torch._dynamo torch.distributed.fsdp utils.runs.run".split())
 RECIPE = SESSION9.for_epochs(2).for_images(1437)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from tests.small import CIFAR10_CLASSES
-from tests.test_image_folder import pack, picture, write_images
+from tests.test_image_folder import CIFAR10_CLASSES, pack, picture, write_images
 from utils import data
 from utils.sources import cifar10, image_folder
 from utils.system.errors import DataError

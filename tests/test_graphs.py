@@ -1,6 +1,7 @@
 """GraphedFunction with a stand-in for CUDA graphs, which replays on the CPU by calling the function again."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -93,10 +94,8 @@ def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch, capsys
 
     (weights, _), _ = trained(graphed=False), monkeypatch.setattr(graphs, "capture", fails)
     own_weights, _ = trained(graphed=True)
-    assert capsys.readouterr().out == (
-        "CUDA graphs do not work here (RuntimeError: operation not permitted): "
-        "each step takes longer but is otherwise the same.\n"
-    )
+    told = "CUDA graphs do not work here (RuntimeError: operation not permitted): each step takes longer"
+    assert capsys.readouterr().out == f"{told} but is otherwise the same.\n"
     for name, value in weights.items():
         assert torch.equal(value, own_weights[name]), name
     trained(graphed=True)
@@ -120,3 +119,22 @@ def test_only_one_gpu_that_trains_records(monkeypatch):
         assert not graphs.can_record(gpu)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert not graphs.can_record(gpu)
+
+
+def test_warm_up_and_capture_leave_stream_and_random_state_as_they_were(monkeypatch):
+    """With a stand-in for torch.cuda, which records the calls."""
+    cuda, device = MagicMock(), torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch.random, "fork_rng", cuda.fork_rng)
+    cuda.graph.return_value.__exit__.return_value = False  # exceptions pass
+    main, side, generator = cuda.current_stream(), cuda.Stream(), cuda.default_generators[0]
+    cuda.mock_calls.clear()
+    graphs.warm_up(cuda.work, device)
+    made = [one for one in cuda.mock_calls if "wait" in one[0] or "work" in one[0] or one[0].endswith("fork_rng")]
+    waits = call.Stream().wait_stream(main), call.current_stream().wait_stream(side)
+    assert made == [waits[0], call.fork_rng(devices=[device]), *[call.work()] * graphs.WARM_UP, waits[1]]
+    assert graphs.capture(lambda: 7, device) == (cuda.CUDAGraph().replay, 7) and not cuda.set_stream.called
+    with pytest.raises(ZeroDivisionError):
+        graphs.capture(lambda: 1 / 0, device)
+    cuda.set_stream.assert_called_once_with(main)
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())

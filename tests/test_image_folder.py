@@ -16,7 +16,6 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from tests.small import CIFAR10_CLASSES
 from tests.test_checkpoint import Evil
 from utils.data import channel_statistics, load_folder
 from utils.sources import image_folder
@@ -24,6 +23,7 @@ from utils.system import files
 from utils.system.errors import DataError
 
 CLASSES = [f"class{i}" for i in range(10)]
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def picture(seed: int, size=(32, 32), mode="RGB") -> Image.Image:
