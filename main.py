@@ -28,9 +28,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     common = OneLineParser(add_help=False)
-    common.add_argument(
-        "--data", help="cifar10, digits, auto, or a folder or archive of images (default: $DATA or auto)"
-    )
+    common.add_argument("--data", help="cifar10, digits, auto, a folder or an archive; default: $DATA, else auto")
     common.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: the GPU if there is one")
     for recipe in (SESSION7, SESSION8, SESSION9):
         about = f"Train {recipe.title} as its notebook does. Log, weights and pictures go to runs/{recipe.name}/. " \
@@ -43,7 +41,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         precisions = ("auto", "float32", "bfloat16")
         chosen = "auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision"
         train.add_argument("--precision", choices=precisions, default="auto", help=chosen)
-        train.add_argument("--tensorboard", action="store_true", help="also log to TensorBoard")
+        train.add_argument("--tensorboard", action="store_true", help="log to TensorBoard (tensorboard --logdir runs)")
     evaluate = commands.add_parser("evaluate", parents=[common], help="test accuracy of a trained network")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights.pt of a run's folder")
     classify = commands.add_parser("classify", help="classify images with a trained network")
@@ -94,10 +92,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         data = load_data("cifar10" if source == "auto" else source)  # the digits would be no substitute
     classify = Classifier(arguments.checkpoint)
     if classify.classes != data.classes:
-        theirs = ", ".join(classify.classes)
-        raise DataError(
-            f"{arguments.checkpoint} knows other classes than {data.name}: give data with {theirs} (--data)."
-        )
+        remedy = f"use --data to give images of {', '.join(classify.classes)}"
+        raise DataError(f"{arguments.checkpoint} was not trained on the classes of {data.name}: {remedy}.")
     batch_size = 512 - 512 % accelerator.num_processes  # they share a batch equally
     loader = make_test_loader(data, classify.normalize, batch_size, accelerator.device)
     accelerator.print(data)

@@ -105,8 +105,8 @@ def test_wrong_words_get_one_line_and_exit_code_2(capsys, words, message):
     ("session9 --data digits --epochs 0", "epochs is 0: it must be from 1 to"),
     ("session9 --data digits --seed -1", "seed is -1: it must be from 0 to 4294967295"),
     ("session9 --data digits --max-lr nan", "max LR is nan: it must be from 1e-09 to"),
-    (f"evaluate --data digits --checkpoint {main.WEIGHTS}", "knows other classes than digits: give data with airplane"),
-    ("classify no.png", "main.py: no.png does not exist"),
+    (f"evaluate --data digits --checkpoint {main.WEIGHTS}", "was not trained on the classes of digits: use --data to give images of airplane"),
+    ("classify no.png", "main.py: no.png cannot be read (No such file or directory): give a PNG"),
 ])  # fmt: skip
 def test_values_that_cannot_be_used_get_one_line(folder, words, message):
     assert message in exit_message(*words.split()) and not folder.exists()
@@ -189,5 +189,5 @@ def test_picture_that_cannot_be_classified(tmp_path, monkeypatch):
     (tmp_path / "text.png").write_bytes(b"a horse")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # as if it had billions
     for path in tmp_path.iterdir():
-        told = f"{path} is not an image that Pillow can read: give a PNG or JPEG file"
+        told = f"{path} cannot be read (it is not an image that Pillow knows): give a PNG or JPEG file"
         assert told in exit_message("classify", path)

@@ -50,7 +50,7 @@ class EchoingClient(NotebookClient):
 def execute(notebook: Path) -> nbformat.NotebookNode:
     """Run ``notebook`` with this Python in the current folder and return it with its outputs.
 
-    Of a progress bar, they contain the last state, as a terminal shows it, and nothing if it was cleared.
+    Of each progress bar, only the last state is kept, as in a terminal; a cleared bar leaves nothing.
     """
     content = nbformat.read(notebook, as_version=4)
     options: dict = {"timeout": None, "kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate"}

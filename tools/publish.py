@@ -43,8 +43,7 @@ def publish(session: int, root: Path = Path()) -> None:
     """Copy ``runs/session<N>/`` under ``root`` into the repository there, if the run is complete."""
     name = f"session{session}"
     notebook = f"{name}_assignment.ipynb"
-    run = root / runs_folder() / name
-    static = root / "static" / name
+    run, static = root / runs_folder() / name, root / "static" / name
     check(run, session, root / notebook)
     static.mkdir(parents=True, exist_ok=True)
     for file in files(session):

@@ -34,10 +34,9 @@ class Classifier:
         """
         try:
             picture = read_rgb(image)
-        except FileNotFoundError as error:
-            raise DataError(f"{image} does not exist.") from error
         except UNREADABLE as error:
-            raise DataError(f"{image} is not an image that Pillow can read: give a PNG or JPEG file.") from error
+            reason = getattr(error, "strerror", None) or "it is not an image that Pillow knows"
+            raise DataError(f"{image} cannot be read ({reason}): give a PNG or JPEG file.") from error
         pixels = as_tensor(np.array(ImageOps.fit(picture, (32, 32)))[None])  # (1, 3, 32, 32), uint8
         best = self.model(self.normalize(pixels))[0].softmax(dim=0).topk(min(count, len(self.classes)))
         return {self.classes[i]: round(p, 4) for p, i in zip(best.values.tolist(), best.indices.tolist())}

@@ -100,7 +100,10 @@ def load_cifar10() -> ImageData:
 
 
 def load_folder(path: Path) -> ImageData:
-    """32×32 images ``train/<class>/*`` and ``test/<class>/*``: "CIFAR-10" if they are exactly that, else named by folder."""
+    """A folder ``train/<class>/*`` and ``test/<class>/*`` of 32×32 images, or an archive of one.
+
+    The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else after the folder.
+    """
     from utils.sources.image_folder import CIFAR10_DIGESTS, printable, read_images
 
     images = read_images(path)
@@ -130,9 +133,12 @@ def load_digits(train_count: int = 1437, test_count: int = 360) -> ImageData:
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, 0 to 1, of each channel of uint8 ``(N, 3, H, W)``; 1 for that of a constant channel."""
-    std, mean = torch.std_mean(images.double(), dim=(0, 2, 3), correction=0)
-    std[std == 0] = 255  # Normalize divides by it
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    mean, square = (counts @ values / counts.sum(1) for values in (levels, levels**2))  # (3,)
+    std = (square - mean**2).clamp(min=0).sqrt()
+    std[std < 1e-6] = 1  # Normalize divides by it
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 class BatchDataset(Dataset):

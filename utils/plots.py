@@ -1,4 +1,4 @@
-"""One function per picture: each takes a run (``utils/runs/run.py``) and returns a Figure, saved under its own name."""
+"""One function per picture: each takes a run (``utils/runs/run.py``) and returns a Figure, saved as ``<function>.png``."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

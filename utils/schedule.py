@@ -121,7 +121,7 @@ def find_divergence(lrs: list[float], losses: list[float]) -> float:
     """The learning rate at which the loss, past its minimum, exceeds its start again, or the last one."""
     start = starting_loss(losses)
     lowest = losses.index(min(losses))
-    risen = max(start, losses[lowest] + 0.1 * start)  # on a plateau, noise alone exceeds the start
+    risen = max(start, losses[lowest] + 0.1 * start)  # on a plateau, noise alone would exceed the start
     return next((lr for lr, loss in zip(lrs[lowest:], losses[lowest:]) if loss > risen), lrs[-1])
 
 

@@ -69,7 +69,7 @@ class CutOut:
     """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``. Its center is a random pixel.
 
     As in the paper, part of the square may lie outside the image: a square of 16 hides the center of a 32×32 image one
-    time in four, not seven times in eight. It has the mean color of the data set, which is 0 after Normalize.
+    time in four, not seven times in eight. It has the data set's mean color: about 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """

@@ -26,12 +26,12 @@ class TrainingState:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    order: torch.Generator | None  # from which several processes draw their common order of images
+    order: torch.Generator | None  # of the common order of several processes; one uses PyTorch's own
     accelerator: Accelerator
     max_lr: float
 
     def save(self, path: Path, history: History, about: dict) -> None:
-        """Save it with the history and what is known ``about`` the network; all processes call it, the first one writes."""
+        """Save it with the history and ``about``, which describes the network. All processes call it; the first one writes."""
         gpu = self.accelerator.device.type == "cuda"
         random = gather_object([torch.get_rng_state()])  # one per process
         random_gpu = gather_object([torch.cuda.get_rng_state()] if gpu else [])

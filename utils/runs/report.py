@@ -23,7 +23,7 @@ PICTURES = {
 
 
 def write_submission(folder: Path, answers: Sequence[str], repository: str) -> str:
-    """Write ``submission.md``: ``warnings``, then the ``answers`` in their order. Returns in a few lines what it holds."""
+    """Write ``submission.md``, the ``warnings`` and then the ``answers`` in order; returns a summary of a few lines."""
     facts = json.loads((folder / "run.json").read_text("utf-8"))
     network = f"models/model{facts['session']}.py"
     texts = {name: f"{title}:\n\n![{title}]({name}.png)" for name, title in PICTURES.items()} | {
@@ -96,9 +96,8 @@ def results(run) -> dict:
 
 def summary(facts: dict) -> str:
     """The results in ``run.json``, in three lines."""
-    accuracy = f"{facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {facts['data']}"
     return (
-        f"Test accuracy after epoch {facts['epochs']}: {accuracy}\n"
+        f"Test accuracy after epoch {facts['epochs']}: {facts['test_accuracy']:.2f}% of {facts['test_images']:,} images, {facts['data']}\n"
         f"Training accuracy in the last epoch (augmented images): {facts['train_accuracy']:.2f}%\n"
         f"{facts['parameters']:,} parameters, {facts['seconds_per_epoch']:.1f} s an epoch on {facts['hardware']}"
     )

@@ -189,19 +189,19 @@ class Run:
         return self.data.normalize(self.data.test_images[indices].to(self.accelerator.device))
 
     def show(self, *names: str) -> None:
-        """Draw, save and, in a notebook, show functions of ``utils.plots``; a line reports one that fails."""
+        """Draw and save pictures of ``utils.plots``, and display them in a notebook; a line says which cannot be drawn."""
         for name in names:
             try:
                 with plots.style():
                     figure = getattr(plots, name)(self)
                     replace_file(self.folder / f"{name}.png", partial(figure.savefig, format="png"))
-                if self.accelerator.trackers:
-                    tensorboard = self.accelerator.get_tracker("tensorboard", unwrap=True)
-                    tensorboard.add_figure(name, figure, len(self.history.lr))
-                if "ipykernel" in sys.modules:
-                    from IPython.display import display
+                    if self.accelerator.trackers:
+                        tensorboard = self.accelerator.get_tracker("tensorboard", unwrap=True)
+                        tensorboard.add_figure(name, figure, len(self.history.lr))
+                    if "ipykernel" in sys.modules:
+                        from IPython.display import display
 
-                    display(figure)
+                        display(figure)
             except Exception as error:
                 if smoke() or isinstance(error, FileError):  # tests must see it; on a full disk, all would fail
                     raise
@@ -209,7 +209,7 @@ class Run:
                 print(f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).", flush=True)
 
     def finish(self) -> dict:
-        """Write ``run.json``, which says "finished", and print the results; TrainingError: not trained to the end."""
+        """Write ``run.json``, which marks the run as finished, and print the results; TrainingError if it is not trained."""
         if len(self.history.lr) < self.session.recipe.epochs:
             raise TrainingError("the network is not trained to the end: call fit first, which also resumes.")
         facts = results(self)

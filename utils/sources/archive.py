@@ -14,7 +14,7 @@ KINDS = {suffix: kind for kind, suffixes, _ in shutil.get_unpack_formats() for s
 
 @contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack ``archive`` beside it, for the time of the block; DataError if it is no archive, or damaged or unsafe."""
+    """Unpack ``archive`` into a temporary folder beside it; DataError if it is no archive, damaged or unsafe."""
     kind = next((KINDS[suffix] for suffix in KINDS if archive.name.lower().endswith(suffix)), None)
     if kind is None:
         raise DataError(f"{archive} is not an archive: give a folder or one of {', '.join(KINDS)}.")
@@ -33,9 +33,8 @@ def unpacked(archive: Path) -> Iterator[Path]:
                 if getattr(error, "errno", None):  # of the disk or the terminal, not of the archive
                     raise
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                raise DataError(
-                    f"{archive} cannot be unpacked ({reason}): download it again, or unpack it first."
-                ) from error
+                told = f"{archive} cannot be unpacked ({reason})"
+                raise DataError(f"{told}: download it again, or unpack it and set DATA to the folder.") from error
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -165,7 +165,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def digest(images: Tensor, labels: Tensor) -> str:
-    """The SHA-256 of the sorted SHA-256 digests of each label's byte and pixels, which the order does not change."""
+    """SHA-256 of the sorted SHA-256 digests of each image's label and pixels, which does not depend on their order."""
     pixels = images.flatten(1).numpy()
     each = (hashlib.sha256(bytes([label]) + row.tobytes()).digest() for label, row in zip(labels.tolist(), pixels))
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()

@@ -12,7 +12,7 @@ from torch import nn
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next step.
 
-    By default, glibc returns large blocks to the system, which zeroes them for the next step: a fifth of its time.
+    By default, glibc returns large blocks to the system, which zeroes them for the next step: a fifth of a step's time.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h
@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def compile_where_it_pays(model: nn.Module, accelerator: Accelerator, steps: int) -> None:
-    """Compile ``model`` if ``steps`` steps save more than the half minute that this takes, which they never do on a GPU."""
+    """Compile ``model`` if ``steps`` steps save more than the half minute it takes; on a GPU, they never do."""
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and steps >= 1000 and can_compile():
         model.compile()
 

@@ -39,7 +39,7 @@ def broadcast(value: Any) -> Any:
 def make_accelerator(cpu: bool = False, tensorboard: Path | None = None, precision: str = "auto") -> Accelerator:
     """An accelerator for the GPU, if there is one and not ``cpu``, else for the CPU.
 
-    With ``tensorboard``, it logs to a subfolder of that folder. ``precision`` is PyTorch's name for one, or ``"auto"``.
+    With ``tensorboard``, it logs to a subfolder of that folder. ``precision`` "auto" is what ``fast_precision`` says.
     """
     state = join_processes(cpu)
     AcceleratorState._reset_state()  # otherwise the precision of an earlier accelerator would stay

@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and tensors that are loaded without executing code; PyTorch's slow import waits until then."""
+"""Atomic writes, locks, and tensors loaded without executing code. PyTorch is imported on use: it takes two seconds."""
 
 import contextlib
 import io

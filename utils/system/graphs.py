@@ -64,7 +64,8 @@ class GraphedFunction:
         except Exception as error:
             cause = error.__context__ or error  # not the end of the recording, which fails in turn
             reason, _, _ = f"{type(cause).__name__}: {cause}".partition("\n")
-            print(f"CUDA graphs do not work here ({reason}): each step takes longer but is otherwise the same.")
+            told = f"CUDA graphs do not work here ({reason}): each step takes longer but is otherwise the same."
+            print(told, flush=True)
             GraphedFunction.works = False
         for parameter in self.parameters:
             parameter.grad = None
