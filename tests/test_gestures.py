@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from dataclasses import asdict, replace
 
@@ -131,7 +132,11 @@ def test_weights_are_saved_before_any_picture(run, monkeypatch, capsys):
     assert (run.folder / "lr_history_plot.png").exists() and not (run.folder / "confusion_matrix.png").exists()
 
 
-def test_pictures_of_odd_data(tmp_path):
+def test_pictures_of_odd_data(tmp_path, monkeypatch):
+    displayed = []  # a notebook draws them again
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    draw = lambda figure: displayed.append(figure.savefig(os.devnull, format="png", dpi=72))  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", draw)
     odd = replace(FEW, name="a $ and a $_^", classes=("Ke$$ha", "ca$h_$^", *"车鸟猫鹿狗蛙马船"))
     data = replace(odd, test_images=FEW.test_images[:7], test_labels=FEW.test_labels[:7])
     run = small_run(tmp_path / "run", replace(CPU, epochs=1, top_epoch=1), data, cpu=True)
@@ -139,7 +144,7 @@ def test_pictures_of_odd_data(tmp_path):
     with warnings.catch_warnings(), mpl.rc_context({"text.usetex": True}):
         warnings.simplefilter("error", UserWarning)
         run.show("sample_training_images", "confusion_matrix", "attention_maps", "signal_rank")
-    assert len(list(run.folder.glob("*.png"))) == 4
+    assert len(list(run.folder.glob("*.png"))) == len(displayed) == 4
     figure = plots.confusion_matrix(run)
     figure.canvas.draw()
     assert figure.axes[0].get_xticklabels()[0].get_text() == r"Ke\$\$ha"  # which matplotlib draws as Ke$$ha
