@@ -26,7 +26,7 @@ class TrainingState:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    order: torch.Generator | None  # of the common order of several processes; one uses PyTorch's own
+    order: torch.Generator | None  # draws the order of images for several processes; None: there is one
     accelerator: Accelerator
     max_lr: float
 

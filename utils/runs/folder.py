@@ -43,7 +43,7 @@ def lock_folder(folder: Path) -> None:
 
 
 def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
-    """Rename ``folder`` after the time of its last change, make one with the files to ``keep``; returns the new name."""
+    """Rename ``folder`` after its last change and make a new one with the files to ``keep``; returns the renamed one."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
     aside = folder.with_name(f"{folder.name}-{stamp}")
     while aside.exists():
