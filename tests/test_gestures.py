@@ -109,10 +109,12 @@ def test_finish_wants_a_trained_network(run, monkeypatch):
     assert not (run.folder / "run.json").exists()
 
 
-def test_find_lr_starts_from_a_new_network(run, whole, monkeypatch):
+def test_find_lr_starts_from_a_new_network_and_keeps_its_result(run, whole, monkeypatch):
     first = run.find_lr()
     (run.folder / "lr_finder.json").unlink()
     interrupt(run, monkeypatch, 5)
+    assert run.find_lr() == first
+    monkeypatch.setattr("utils.runs.run.find_lr", lambda *_: pytest.fail("searched again"))
     assert run.find_lr() == first
     run.fit(0.01)
     assert same(run, whole)
@@ -145,8 +147,7 @@ def test_pictures_of_odd_data(tmp_path, monkeypatch):
         warnings.simplefilter("error", UserWarning)
         run.show("sample_training_images", "confusion_matrix", "attention_maps", "signal_rank")
     assert len(list(run.folder.glob("*.png"))) == len(displayed) == 4
-    figure = plots.confusion_matrix(run)
-    figure.canvas.draw()
+    (figure := plots.confusion_matrix(run)).canvas.draw()
     assert figure.axes[0].get_xticklabels()[0].get_text() == r"Ke\$\$ha"  # which matplotlib draws as Ke$$ha
 
 

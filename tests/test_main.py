@@ -68,10 +68,10 @@ def test_session_7_in_smoke_mode_and_what_tensorboard_sees(monkeypatch, tmp_path
     monkeypatch.setenv("RUNS", str(tmp_path))
     few = ("lr_finder_plot", "confusion_matrix")
     monkeypatch.setitem(SESSIONS, 7, replace(SESSIONS[7], network=SESSION9.network, pictures=few))
-    call("session7", "--max-lr", "0.01", "--tensorboard")
+    call("session7", "--max-lr", "0.01", "--tensorboard", "--precision", "bfloat16")
     folder = tmp_path / "smoke/session7"
     facts = json.loads((folder / "run.json").read_text())
-    assert facts["epochs"] == 2 and facts["test_images"] == 24
+    assert (facts["epochs"], facts["test_images"], facts["precision"]) == (2, 24, "bfloat16")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     rows = list(csv.DictReader((folder / "history.csv").open()))
     for tag, column in (("test/accuracy", "test_accuracy"), ("train/loss", "train_loss"), ("lr", "lr")):
