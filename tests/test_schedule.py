@@ -155,7 +155,5 @@ def test_damaged_result_of_the_lr_finder_is_found_again(folder, monkeypatch, cap
     stop_in_the_second_epoch(monkeypatch, FIND_LR)
     (folder / "lr_finder.json").write_text('{"lrs": [')
     call(*FIND_LR)
-    assert (
-        json.loads((folder / "lr_finder.json").read_text())["lrs"]
-        and "Resuming after epoch 1" in capsys.readouterr().out
-    )
+    assert json.loads((folder / "lr_finder.json").read_text())["lrs"]
+    assert "Resuming after epoch 1" in capsys.readouterr().out

@@ -101,18 +101,17 @@ def test_loss_that_is_not_finite_stops_the_training():
         training.totals(list(losses), list(torch.ones(3)), [1, 1, 1], lrs, epoch=2)
 
 
-def test_predictions_are_gathered_from_all_processes_of_which_one_shows_a_bar(capsys):
+def test_predictions_come_in_order_and_from_all_processes_of_which_one_shows_a_bar(capsys):
     gather = lambda pair: [torch.cat([part] * 2) for part in pair]  # noqa: E731
     twice = SimpleNamespace(is_main_process=False, gather_for_metrics=gather)
-    images = torch.zeros(3, 3, 1, 1).bfloat16().requires_grad_()
+    images = torch.eye(3)[..., None, None].bfloat16().requires_grad_()
     logits, labels = training.predict(nn.Flatten(), [(images, torch.arange(3))], accelerator=twice)
-    assert (
-        len(logits) == 6
-        and logits.dtype == torch.float32
-        and not logits.requires_grad
-        and labels.tolist() == 2 * [0, 1, 2]
-        and not capsys.readouterr().out
+    assert len(logits) == 6 and labels.tolist() == 2 * [0, 1, 2] and not capsys.readouterr().out
+    logits, labels = training.predict(
+        nn.Flatten(), [(images[1:], torch.tensor([1, 2])), (images[:1], torch.tensor([0]))]
     )
+    assert logits.dtype == torch.float32 and not logits.requires_grad
+    assert logits.argmax(1).tolist() == labels.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("batch_size, processes, count", [(12, 1, 143), (70, 1, 700), (70, 2, 350)])

@@ -88,7 +88,7 @@ def check(run: Path, session: int, notebook: Path) -> None:
     missing = [name for name in (*files(session), notebook.name) if not (run / name).exists()]
     if missing:
         raise UserError(f"{run} is missing {', '.join(missing)}: finish `make {recipe.name}` first")
-    facts = json.loads((run / "run.json").read_text("utf-8"))
+    facts, epochs = json.loads((run / "run.json").read_text("utf-8")), len(read(run / "history.csv"))
     ran, shown = (nbformat.read(path, as_version=4).cells for path in (run / notebook.name, notebook))
     # The repository's address may differ: `make colab` writes it after a run as well.
     sources = [[re.sub('REPOSITORY = ".*"', "", cell.source) for cell in cells] for cells in (ran, shown)]
@@ -97,7 +97,7 @@ def check(run: Path, session: int, notebook: Path) -> None:
     failed = any(output.output_type == "error" for cell in code for output in cell.outputs)
     for wrong, reason in (
         (not facts["is_cifar10"], f"{run} was trained on {facts['data']}, not on CIFAR-10: {again} with DATA=cifar10"),
-        (facts["epochs"] < recipe.epochs, f"{run} has {facts['epochs']} of {recipe.epochs} epochs: {again}"),
+        (epochs < recipe.epochs, f"{run} has {epochs} of {recipe.epochs} epochs: {again}"),
         (sources[0] != sources[1], f"{notebook.name} has changed since the run in {run}: {again}"),
         (not whole, f"the notebook in {run} was not executed whole, from top to bottom: {again}"),
         (failed, f"the notebook in {run} shows an error: fix it and {again}"),

@@ -42,8 +42,8 @@ def lock_folder(folder: Path) -> None:
         ) from error
 
 
-def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
-    """Rename ``folder`` after its last change and make a new one with the files to ``keep``; returns the renamed one."""
+def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> str:
+    """Rename ``folder`` after its last change and make a new one with the files to ``keep``; returns a line about it."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
     aside = folder.with_name(f"{folder.name}-{stamp}")
     while aside.exists():
@@ -53,12 +53,12 @@ def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> Path:
     for name in keep:
         if (aside / name).exists():
             shutil.copy2(aside / name, folder)
-    return aside
+    return f"The earlier run was moved to {aside}/"
 
 
 def open_folder(folder: Path, plan: dict) -> None:
     """Keep an unfinished run with this ``plan`` and move any other aside; FileError: in use, or not writable."""
-    aside = None
+    moved = ""
     try:
         lock_folder(folder)
         if is_unfinished(folder, plan):
@@ -68,10 +68,10 @@ def open_folder(folder: Path, plan: dict) -> None:
         if smoke():
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.exists() and any(folder.iterdir()):
-            aside = move_aside(folder)
+            moved = move_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder} cannot be created ({error.strerror}): set RUNS to a writable folder.") from error
     write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
-    if aside:
-        print(f"The earlier run was moved to {aside}/", flush=True)
+    if moved:
+        print(moved, flush=True)

@@ -132,14 +132,14 @@ class Run:
         check_settings(self.session.recipe, max_lr)
         self.build()
         recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
-        plan = f"{self.data.name}, {recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}"
-        accelerator.print(f"{plan}, {hardware_of(accelerator)}", flush=True)
+        settings = f"{recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}"
+        accelerator.print(f"{self.data.name}, {settings}, {hardware_of(accelerator)}", flush=True)
         saved = None
         if accelerator.is_main_process:
             saved = load_checkpoint(self.folder)
             if saved and saved.get("max_lr") != max_lr:
-                aside, saved = move_aside(self.folder, keep=("plan.json", "lr_finder.json")), None
-                accelerator.print(f"The earlier run was moved to {aside}/", flush=True)
+                accelerator.print(move_aside(self.folder, keep=("plan.json", "lr_finder.json")), flush=True)
+                saved = None
         saved = broadcast(saved)
         accelerator.free_memory()  # of an earlier call
         if accelerator.scaler:
