@@ -12,7 +12,12 @@ def adam(model: nn.Module, weight_decay: float) -> Adam:
 
 def sgd(model: nn.Module, weight_decay: float) -> SGD:
     """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step."""
-    optimizer = SGD(parameter_groups(model, weight_decay), momentum=0.9, nesterov=True, fused=on_gpu(model))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    biases = {norm.bias for norm in norms}
+    groups = parameter_groups(model, weight_decay)
+    groups[1]["params"] = [parameter for parameter in groups[1]["params"] if parameter not in biases]
+    groups.append({"params": [norm.bias for norm in norms], "weight_decay": 0.0, "lr_factor": 8.0})
+    optimizer = SGD(groups, momentum=0.9, nesterov=True, fused=on_gpu(model))
     for parameter in model.parameters():  # a first step that overflows in float16 would leave fused SGD's uninitialized
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

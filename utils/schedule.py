@@ -144,7 +144,7 @@ def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int)
     points = recipe.epochs * batches + 1
     return OneCycleLR(
         optimizer,
-        max_lr=max_lr,
+        max_lr=[max_lr * group.get("lr_factor", 1.0) for group in optimizer.param_groups],
         total_steps=points,
         pct_start=max(2, recipe.top_epoch * batches) / points,  # it cannot top at its first point
         anneal_strategy="linear",
