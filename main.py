@@ -38,9 +38,8 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         train.add_argument("--batch-size", type=int, help=f"images per step; default: {recipe.batch_size}")
         train.add_argument("--max-lr", type=float, help="maximum learning rate; default: the LR finder's")
         train.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
-        precisions = ("auto", "float32", "bfloat16")
         chosen = "auto: bfloat16 or float16 where the hardware computes in it; a resumed run keeps its precision"
-        train.add_argument("--precision", choices=precisions, default="auto", help=chosen)
+        train.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=chosen)
         train.add_argument("--tensorboard", action="store_true", help="log to TensorBoard (tensorboard --logdir runs)")
     evaluate = commands.add_parser("evaluate", parents=[common], help="test accuracy of a trained network")
     evaluate.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="weights.pt of a run's folder")

@@ -10,6 +10,7 @@ from tests.small import DIGITS, RECIPE
 from utils.data import make_loaders, train_transform
 from utils.optimizers import adam, sgd
 from utils.recipes import SESSION7, SESSION8, SESSION9, Recipe
+from utils.sessions import SESSIONS
 from utils.transforms import Compose, CutOut, Normalize, RandomCrop, RandomHorizontalFlip
 
 
@@ -19,13 +20,14 @@ def test_recipes_are_those_of_the_published_runs():
     assert astuple(SESSION7)[:12] == (7, 20, 5, 128, 4, 16, 5e-4, None, 0.1, 10, 10_000, 0)
     assert astuple(SESSION8)[:12] == (8, 24, 5, 512, 4, 8, 5e-4, None, 0.2, 100, 100, 0)
     assert astuple(SESSION9)[:12] == (9, 24, 5, 128, 1, 0, 3e-4, 1.0, 0, 10, 10_000, 0)
+    assert [SESSIONS[number].build(torch.device("cpu"))[1].param_groups[2]["lr_factor"] for number in (7, 8)] == [8, 1]
     assert SESSION9.compile and SESSION7.compile and not SESSION8.compile  # those that gain
 
 
 def test_recipes_adapt_to_the_numbers_of_images_processes_and_epochs():
     assert [SESSION9.for_images(count).batch_size for count in (50_000, 1437, 39, 3)] == [128, 71, 1, 1]  # 20 steps
     assert [SESSION9.for_processes(count).batch_size for count in (1, 3, 4, 200)] == [128, 126, 128, 200]
-    recipes = [SESSION9.for_epochs(epochs) for epochs in (24, 72, 8, 1)]
+    recipes = map(SESSION9.for_epochs, (24, 72, 8, 1))
     assert [(recipe.epochs, recipe.top_epoch) for recipe in recipes] == [(24, 5), (72, 15), (8, 2), (1, 1)]
 
 
@@ -39,6 +41,8 @@ def test_convolutions_decay_and_nothing_else(make, kind):
     if kind is torch.optim.SGD:
         assert optimizer.defaults["momentum"] == 0.9 and optimizer.defaults["nesterov"]
         assert all((optimizer.state[parameter]["momentum_buffer"] == 0).all() for parameter in decay)
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert set(optimizer.param_groups[2]["params"]) == {norm.bias for norm in norms}
 
 
 @pytest.mark.parametrize("recipe, padding, cutout", [(SESSION7, 4, [16]), (SESSION8, 4, [8]), (SESSION9, 1, [])])

@@ -107,9 +107,8 @@ def test_predictions_come_in_order_and_from_all_processes_of_which_one_shows_a_b
     images = torch.eye(3)[..., None, None].bfloat16().requires_grad_()
     logits, labels = training.predict(nn.Flatten(), [(images, torch.arange(3))], accelerator=twice)
     assert len(logits) == 6 and labels.tolist() == 2 * [0, 1, 2] and not capsys.readouterr().out
-    logits, labels = training.predict(
-        nn.Flatten(), [(images[1:], torch.tensor([1, 2])), (images[:1], torch.tensor([0]))]
-    )
+    batches = [(images[1:], torch.tensor([1, 2])), (images[:1], torch.tensor([0]))]
+    logits, labels = training.predict(nn.Flatten(), batches)
     assert logits.dtype == torch.float32 and not logits.requires_grad
     assert logits.argmax(1).tolist() == labels.tolist() == [1, 2, 0]
 

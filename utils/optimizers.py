@@ -10,13 +10,15 @@ def adam(model: nn.Module, weight_decay: float) -> Adam:
     return Adam(parameter_groups(model, weight_decay), fused=on_gpu(model))
 
 
-def sgd(model: nn.Module, weight_decay: float) -> SGD:
-    """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    biases = {norm.bias for norm in norms}
-    groups = parameter_groups(model, weight_decay)
-    groups[1]["params"] = [parameter for parameter in groups[1]["params"] if parameter not in biases]
-    groups.append({"params": [norm.bias for norm in norms], "weight_decay": 0.0, "lr_factor": 8.0})
+def sgd(model: nn.Module, weight_decay: float, bias_lr: float = 1.0) -> SGD:
+    """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step.
+
+    That of BatchNorm's biases is ``bias_lr`` times as high, as in Jordan, https://arxiv.org/abs/2404.00498.
+    """
+    decayed, others = parameter_groups(model, weight_decay)
+    biases = dict.fromkeys(module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    others["params"] = [parameter for parameter in others["params"] if parameter not in biases]
+    groups = [decayed, others, others | {"params": list(biases), "lr_factor": bias_lr}]
     optimizer = SGD(groups, momentum=0.9, nesterov=True, fused=on_gpu(model))
     for parameter in model.parameters():  # a first step that overflows in float16 would leave fused SGD's uninitialized
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -169,9 +169,7 @@ def confusion_matrix(run) -> Figure:
     logits, labels = run.predictions
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {run.data.name}")
     names = list(map(plain, run.data.classes))
-    counts = metrics.confusion_matrix(
-        labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy(), labels=range(len(names))
-    )
+    counts = metrics.confusion_matrix(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=range(len(names)))
     display = metrics.ConfusionMatrixDisplay(counts, display_labels=names)
     display.plot(cmap="Blues", ax=ax, xticks_rotation=45, colorbar=False)
     return fig

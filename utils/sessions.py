@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ SESSIONS = {
     7: Session(
         SESSION7,
         ResNet18,
-        sgd,
+        partial(sgd, bias_lr=8.0),  # +0.4 points on held-out images; session 8 gains nothing
         pictures=(*PICTURES, "grad_cam"),
         answers=("repository", "network", "log", "loss_and_accuracy_graphs", "misclassified_images", "grad_cam"),
         misclassified=10,

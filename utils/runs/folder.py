@@ -37,9 +37,7 @@ def lock_folder(folder: Path) -> None:
             "or set RUNS to another folder."
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise FileError(
-            f"{lock.lock_file} cannot be locked ({error}): set RUNS to a folder on a local disk."
-        ) from error
+        raise FileError(f"{lock.lock_file} cannot be locked ({error}): set RUNS to a local folder.") from error
 
 
 def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> str:

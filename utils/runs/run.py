@@ -155,7 +155,6 @@ class Run:
         if saved:
             history = state.restore(saved, path)
             accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
-
         about = partial(about_network, self.model, recipe, self.data)
 
         def after_epoch(history: History) -> None:

@@ -7,9 +7,9 @@ The layout is that of torchvision's ``ImageFolder``, for each split: ``train/<cl
 import hashlib
 import os
 import re
-import textwrap
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -92,9 +92,7 @@ def decode(folder: Path, source: Path) -> dict:
 
     top = find_splits(folder, source)
     train, test = (list(filter(visible, find_classes(top / split)[0])) for split in SPLITS)
-    odd, names = (
-        textwrap.shorten(", ".join(some), 300, placeholder=" …") for some in (sorted({*train} ^ {*test}), train)
-    )
+    odd, names = (shorten(", ".join(some), 300, placeholder=" …") for some in (sorted({*train} ^ {*test}), train))
     if odd:
         raise DataError(f"{source}: train and test must have the same classes, only one of them has {odd}.")
     if len(train) != 10:
