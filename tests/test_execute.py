@@ -38,13 +38,14 @@ def write(folder, *sources):
 
 
 def test_executed_notebook_keeps_the_last_state_of_a_progress_bar_but_none_of_a_cleared_one(run, tmp_path, capfd):
-    bar = "print('10%', end='\\r', flush=True); print('100%')"
-    cleared = "import sys; print('10%', end='\\r'); print('   ', end='\\r', flush=True)"
+    bar = "import sys; print('10%', end='\\r', flush=True); print('100%'); print('no widgets', file=sys.stderr)"
+    cleared = "print('10%', end='\\r'); print('   ', end='\\r', flush=True)"
     first, second, third = run(bar, cleared, f"{cleared}; print('done'); 1 + 1").cells
     assert [cell.execution_count for cell in (first, second, third)] == [1, 2, 3]
     assert [output.text for output in first.outputs] == ["100%\n"] and second.outputs == []
     assert third.outputs[0].text == "done\n" and third.outputs[1].data["text/plain"] == "2"
-    assert "10%\r100%\n" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "10%\r100%\n" in shown and "no widgets" in shown
     assert nbformat.read(tmp_path / NAME, as_version=4).cells[0].outputs == []
 
 

@@ -111,7 +111,7 @@ def test_random_state_can_be_saved_and_restored_between_replays():
 def test_runs_learn_without_a_warning(tmp_path, precision, recwarn, capsys):
     """Five epochs on the digits, with smaller last batches; no line but the log's is printed."""
     run = run_in(tmp_path / "run", precision, epochs=5)
-    history = run.fit(0.01)
+    history = run.fit(0.003)  # at 0.01, some seeds diverge, in any precision
     assert torch.tensor(history.train_loss).isfinite().all() and history.test_accuracy[-1] > 30
     assert run.loaders[0].dataset.batch.replay is not None and GraphedFunction.works
     assert [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)] == []
@@ -147,7 +147,7 @@ def test_training_goes_on_after_a_failed_capture(tmp_path):
             return loss, hits
         training.forward_backward = waits
         run = small_run(Path(sys.argv[1]), RECIPE.for_epochs(5))
-        assert run.fit(0.01).test_accuracy[-1] > 30
+        assert run.fit(0.003).test_accuracy[-1] > 30
     """
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -209,6 +209,6 @@ def test_first_step_that_overflows_changes_nothing():
 def test_benchmark_measures_the_bare_graph():
     training, _, bare_graph = throughput.ours(SESSIONS[9], throughput.noise(512))
     training()
-    before = [parameter.clone() for parameter in training.args[0].parameters()]
+    before = [parameter.detach().clone() for parameter in training.args[0].parameters()]
     bare_graph()
     assert GraphedFunction.works and not any(map(torch.equal, before, training.args[0].parameters()))

@@ -56,7 +56,7 @@ def test_readme_static_and_notebook_show_one_whole_run(path, notebook):
         pytest.skip("the cells have changed since the last full run: the notebook is to be executed again")
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert not re.search(r'/(root|home|work|tmp|content)/|\\r|"output_type": "error"', json.dumps(outputs))
+    assert not re.search(r'/(root|home|work|tmp|content)/|\\r|"output_type": "error"|"stderr"', json.dumps(outputs))
     text = "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
     assert [line for line in text.splitlines() if line.startswith(("EPOCH", "Test set"))] == log.splitlines()
     assert f"Test accuracy after epoch {facts['epochs']}: {accuracy}" in text and not re.search(r"\d\.\d{8}", text)

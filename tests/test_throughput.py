@@ -9,10 +9,6 @@ from benchmarks import throughput
 from utils.sessions import SESSIONS
 
 
-def build(pipeline, session: int, count: int):
-    return pipeline(SESSIONS[session], throughput.noise(count))
-
-
 @pytest.fixture
 def steps(monkeypatch):
     """The numbers of steps for which the benchmark asked to compile; nothing is compiled."""
@@ -23,7 +19,7 @@ def steps(monkeypatch):
 
 @pytest.mark.parametrize("pipeline", [throughput.classic, throughput.ours])
 def test_both_pipelines_train_and_test_one_network(pipeline, steps):
-    training, testing = build(pipeline, 9, 64)
+    training, testing, *_ = pipeline(SESSIONS[9], throughput.noise(64))  # on a GPU, also the bare graph
     model = training.args[0]
     states = [[parameter.detach().clone() for parameter in model.parameters()]]
     for phase in (training, testing):
@@ -35,8 +31,8 @@ def test_both_pipelines_train_and_test_one_network(pipeline, steps):
 
 @pytest.mark.parametrize("session", SESSIONS)
 def test_both_pipelines_follow_the_recipe(session, steps):
-    recipe = SESSIONS[session].recipe
-    (_, train_loader, _), (_, test_loader) = (phase.args for phase in build(throughput.classic, session, 4))
+    recipe, data = SESSIONS[session].recipe, throughput.noise(4)
+    (_, train_loader, _), (_, test_loader) = (phase.args for phase in throughput.classic(SESSIONS[session], data))
     assert train_loader.batch_size == recipe.batch_size
     assert train_loader.collate_fn.args[0][0].padding == recipe.crop_padding
     images, _ = train_loader.collate_fn(train_loader.dataset)
@@ -45,7 +41,7 @@ def test_both_pipelines_follow_the_recipe(session, steps):
     for image, label, (pixels, true) in zip(images, labels, test_loader.dataset):
         torch.testing.assert_close(image, torch.tensor(pixels).permute(2, 0, 1) / 127.5 * 2 - 2)
         assert label == true
-    build(throughput.ours, session, 4)
+    throughput.ours(SESSIONS[session], data)
     assert [count > 1000 for count in steps] == [True] * recipe.compile
 
 
@@ -66,7 +62,8 @@ def test_readme_gets_the_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", "throughput 8 --readme".split())
     throughput.main()
     machine, empty, *head, row = table = capsys.readouterr().out.splitlines()[-5:]
-    assert "PyTorch" in machine and empty == "" and head == [line, "|---|---|---|---|---|"]
-    assert re.fullmatch(r"\| 8( \| \d+ \| \d+ \(\d+\.\d×\)){2} \|", row)
-    shown = "\n".join(table)
+    gpu, shown = torch.cuda.is_available(), "\n".join(table)
+    assert "PyTorch" in machine and empty == ""
+    assert head == [line + " training: bare graph |" * gpu, "|" + "---|" * (5 + gpu)]
+    assert re.fullmatch(r"\| 8( \| [\d,]+ \| [\d,]+ \(\d+\.\d×\)){2}( \| [\d,]+)? \|", row)
     assert throughput.README.read_text() == f"a\n<!-- throughput -->\n\n{shown}\n\n<!-- /throughput -->\nb\n"

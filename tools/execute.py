@@ -50,7 +50,7 @@ class EchoingClient(NotebookClient):
 def execute(notebook: Path) -> nbformat.NotebookNode:
     """Run ``notebook`` with this Python in the current folder and return it with its outputs.
 
-    Of each progress bar, only the last state is kept, as in a terminal; a cleared bar leaves nothing.
+    Of each progress bar, only the last state is kept, of a cleared bar nothing. Standard error is shown, but not kept.
     """
     content = nbformat.read(notebook, as_version=4)
     options: dict = {"timeout": None, "kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate"}
@@ -64,7 +64,8 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
     content, _ = CoalesceStreamsPreprocessor().preprocess(content, {})
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("text", "-").strip()]
+            shown = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in shown if output.get("text", "-").strip()]
     return content
 
 
