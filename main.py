@@ -61,9 +61,8 @@ def train(arguments: argparse.Namespace) -> None:
     session, cpu = SESSIONS[int(arguments.command.removeprefix("session"))], arguments.device == "cpu"
     with join_processes(cpu).local_main_process_first():  # it downloads and decodes
         data = load_data(arguments.data)
-    changes = {name: getattr(arguments, name) for name in ("epochs", "seed", "precision", "tensorboard")}
-    if arguments.batch_size is not None:
-        changes["batch_size"] = arguments.batch_size
+    names = "epochs", "batch_size", "seed", "precision", "tensorboard"
+    changes = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     run = Run.open(session, data, arguments.max_lr, cpu=cpu, **changes)
     max_lr = arguments.max_lr
     if max_lr is None:
@@ -76,6 +75,7 @@ def train(arguments: argparse.Namespace) -> None:
         run.finish()
         run.submission()
         print(f"Log, weights, pictures and submission.md (what the assignment page asks for): {run.folder}/")
+    run.accelerator.end_training()  # PyTorch sometimes aborts a process that exits before it has left its group
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -98,6 +98,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     accelerator.print(data)
     model, loader = accelerator.prepare(classify.model, loader)
     accelerator.print(test(model, loader, accelerator)[-1])
+    accelerator.end_training()
 
 
 def classify(arguments: argparse.Namespace) -> None:

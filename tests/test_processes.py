@@ -48,6 +48,7 @@ def work(rank: int, count: int, port: int, folder: Path, words: tuple[str, ...],
 
     Run.fit, training.train = fit_and_save, train_or_die
     main.main(list(words))
+    assert not torch.distributed.is_initialized()
 
 
 def launch(folder: Path, *words: str, count: int = 2, dies: bool = False) -> list[str]:
