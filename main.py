@@ -75,7 +75,8 @@ def train(arguments: argparse.Namespace) -> None:
         run.finish()
         run.submission()
         print(f"Log, weights, pictures and submission.md (what the assignment page asks for): {run.folder}/")
-    run.accelerator.end_training()  # PyTorch sometimes aborts a process that exits before it has left its group
+    else:  # as finish() does: PyTorch sometimes aborts a process that exits before it has left its group
+        run.accelerator.end_training()
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -97,9 +97,9 @@ def test_small_batches_get_a_share_of_the_suggestion(name, size, share):
 def test_finder_judges_the_losses_before_the_first_nan(steps, first):
     found = search([2.0] * first + [math.nan] * steps, steps=steps)
     assert found.losses == pytest.approx([2.0] * first) and found.diverges and found.divergence_lr == found.lrs[-1]
-    with pytest.raises(TrainingError, match=f"infinite after {first - 1} steps"):
+    with pytest.raises(TrainingError, match=f"infinite after {first - 1} of {steps} steps"):
         search([2.0] * (first - 1) + [math.nan] * steps, steps=steps)
-    with pytest.raises(TrainingError, match="infinite after 0 steps: check the images"):
+    with pytest.raises(TrainingError, match="infinite after 0 of 120 steps: check the images"):
         search([math.nan] * 120)
 
 

@@ -67,8 +67,7 @@ def row_of(run: Path, variant: str = "ours") -> dict[str, str]:
 
 def read(path: Path, **wanted: str) -> list[dict[str, str]]:
     """The rows of a CSV file that have the ``wanted`` values."""
-    rows = csv.DictReader(path.read_text("utf-8").splitlines())
-    return [row for row in rows if wanted.items() <= row.items()]
+    return [row for row in csv.DictReader(path.read_text("utf-8").splitlines()) if wanted.items() <= row.items()]
 
 
 def append(path: Path, row: dict[str, str]) -> None:
@@ -118,13 +117,13 @@ def results_table(seeds: Path) -> str:
     rows = []
     for session, best in BEST_PUBLIC.items():
         recipe = SESSIONS[session].recipe
-        about = {"session": str(session), "data": "CIFAR-10", "epochs": str(recipe.epochs)}
-        timed = [row for row in read(seeds, **about) if "ours" in row["variant"] and row["seconds_per_epoch"]]
+        runs = read(seeds, session=str(session), data="CIFAR-10", epochs=str(recipe.epochs))
+        timed = [row for row in runs if "ours" in row["variant"] and row["seconds_per_epoch"]]
         times = [
             recipe.epochs * [float(row["seconds_per_epoch"]) for row in timed if kind in row["hardware"]][-1] / unit
             for kind, unit in (("NVIDIA", 1), ("2 threads", 60))
         ]
-        mean = accuracy(read(seeds, variant="ours", **about))
+        mean = accuracy([row for row in runs if row["variant"] == "ours"])
         rows.append((f"{session}: {recipe.title}", f"**{mean}**", best, *(f"{time:.0f}" for time in times)))
     heads = "session|test accuracy, mean ± std (n)|best public solution|seconds on a GPU|minutes on two cores"
     return table(heads.split("|"), rows)

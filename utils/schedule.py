@@ -76,7 +76,8 @@ def find_lr(
     lrs, losses = finder.history["lr"], finder.history["loss"]
     finite = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     if finite < max(10, steps // 5):
-        raise TrainingError(f"LR finder: loss infinite after {finite} steps: check the images for invalid values.")
+        what = f"LR finder: loss infinite after {finite} of {steps} steps"
+        raise TrainingError(f"{what}: check the images for invalid values.")
     lrs, losses = lrs[:finite], losses[:finite]
     divergence_lr = find_divergence(lrs, losses)
     diverges = divergence_lr < lrs[-1] or len(lrs) < steps  # the search stops early when the loss has risen fivefold
@@ -135,7 +136,7 @@ def one_cycle(optimizer: Optimizer, max_lr: float, recipe: Recipe, batches: int)
 
     From ``max_lr / recipe.start_div`` up to ``max_lr``, which the last batch of epoch ``recipe.top_epoch`` uses, then
     down to ``max_lr / recipe.end_div``, all times a parameter group's ``lr_factor``. The cycle has one point more than
-    there are steps, so that the step after the last batch lands on its end and not on a negative learning rate beyond.
+    there are steps, so that the step after the last batch lands on its end and not on a negative learning rate past it.
 
     Source: Smith & Topin, https://arxiv.org/abs/1708.07120
     """

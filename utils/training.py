@@ -188,8 +188,7 @@ def fit(
             test_loss, test_accuracy, test_line = test(model, test_loader, accelerator)
         accelerator.print(test_line, flush=True)
 
-        seconds = time.perf_counter() - start
-        measured = (lrs[-1], train_loss, train_accuracy, test_loss, test_accuracy, seconds)
+        measured = (lrs[-1], train_loss, train_accuracy, test_loss, test_accuracy, time.perf_counter() - start)
         for name, value in zip(MEASURES, measured):
             getattr(history, name).append(value)
         history.step_lr += lrs
