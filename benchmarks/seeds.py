@@ -19,8 +19,8 @@ from utils.data import ImageData, load_data
 from utils.plots import accuracy_curves
 from utils.runs.run import Run
 from utils.sessions import SESSIONS, Session
-from utils.system.errors import TrainingError
-from utils.system.files import write_text
+from utils.errors import TrainingError
+from utils.files import write_text
 
 ROOT = Path(__file__).parents[1]
 WHOLE = {"session": "9", "data": "CIFAR-10", "epochs": "24"}  # the runs that the README shows

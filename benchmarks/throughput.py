@@ -27,11 +27,11 @@ from torchvision import transforms
 from tools.publish import fill_section, table
 from utils.data import ImageData, make_loaders
 from utils.sessions import SESSIONS, Session
-from utils.system.cpu import compile_where_it_pays
-from utils.system.device import hardware_of, make_accelerator
-from utils.system.files import write_text
-from utils.system.graphs import GraphedFunction
-from utils.system.progress import progress
+from utils.cpu import compile_where_it_pays
+from utils.device import hardware_of, make_accelerator
+from utils.files import write_text
+from utils.graphs import GraphedFunction
+from utils.progress import progress
 from utils.training import forward_backward, test, train
 
 README = Path(__file__).parents[1] / "README.md"

@@ -13,9 +13,9 @@ from models.model9 import TransformerModel
 from tests.small import DIGITS, TWO_EPOCHS, exit_message, save_weights, stop_in_the_second_epoch
 from utils.classify import Classifier
 from utils.runs.checkpoint import TrainingState
-from utils.system.device import make_accelerator
-from utils.system.errors import FileError
-from utils.system.files import load_tensors, save_tensors
+from utils.device import make_accelerator
+from utils.errors import FileError
+from utils.files import load_tensors, save_tensors
 from utils.training import History
 
 

@@ -11,7 +11,7 @@ from models.model9 import TransformerModel
 from tests.conftest import ROOT
 from tests.small import DIGITS, save_weights
 from utils.classify import Classifier
-from utils.sources.image_folder import read_rgb
+from utils.image_folder import read_rgb
 from utils.transforms import Normalize
 
 

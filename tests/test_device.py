@@ -12,8 +12,8 @@ from torch import nn
 
 from models.model9 import TransformerModel
 from tests.small import PROCESSES
-from utils.system import cpu, device
-from utils.system.device import fast_precision, hardware_of, make_accelerator
+from utils import cpu, device
+from utils.device import fast_precision, hardware_of, make_accelerator
 from utils.transforms import memory_format
 
 CPU = SimpleNamespace(device=torch.device("cpu"), num_processes=1)

@@ -9,7 +9,7 @@ from torch import nn
 from models.model7 import ResNet18
 from models.model9 import TransformerModel
 from utils.explain import attention_maps, grad_cam, model_table, signal_spectra
-from utils.system.device import make_accelerator
+from utils.device import make_accelerator
 
 
 @pytest.fixture

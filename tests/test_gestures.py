@@ -16,8 +16,8 @@ from tests.small import small_run
 from utils import plots, training
 from utils.data import load_data
 from utils.recipes import SESSION9
-from utils.system.errors import TrainingError, UserError
-from utils.system.files import load_tensors
+from utils.errors import TrainingError, UserError
+from utils.files import load_tensors
 
 FEW = load_data()  # 40 digits: 20 steps an epoch
 CPU = replace(SESSION9, precision="float32").for_images(40).for_epochs(2)

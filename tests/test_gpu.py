@@ -18,9 +18,9 @@ from utils import training
 from utils.optimizers import adam, sgd
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
-from utils.system.device import make_accelerator
-from utils.system.errors import TrainingError
-from utils.system.graphs import GraphedFunction
+from utils.device import make_accelerator
+from utils.errors import TrainingError
+from utils.graphs import GraphedFunction
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # A T4 only emulates bfloat16.

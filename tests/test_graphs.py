@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tests.small import small_run
-from utils.system import graphs
-from utils.system.graphs import GraphedFunction
+from utils import graphs
+from utils.graphs import GraphedFunction
 
 
 def warm_up_on_cpu(work, device):

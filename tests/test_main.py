@@ -24,7 +24,7 @@ from utils import training
 from utils.runs.report import commit
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
-from utils.system.files import load_tensors
+from utils.files import load_tensors
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -83,7 +83,7 @@ def test_session_7_in_smoke_mode_and_what_tensorboard_sees(monkeypatch, tmp_path
 
 def test_evaluate_without_cifar10_announces_no_digits(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setattr("utils.sources.cifar10.MIRRORS", ("http://127.0.0.1:1/cifar-10-python.tar.gz",))
+    monkeypatch.setattr("utils.cifar10.MIRRORS", ("http://127.0.0.1:1/cifar-10-python.tar.gz",))
     told = exit_message("evaluate", "--checkpoint", main.WEIGHTS)
     assert "CIFAR-10 is not available" in told and "git clone https://github.com/cyizhuo/CIFAR-10-dataset" in told
     assert "DIGITS" not in capsys.readouterr().out
@@ -130,7 +130,7 @@ print({"torchvision", "pytorch_grad_cam", "tensorboard"} & set(sys.modules))
     ("| true; exit ${PIPESTATUS[0]}", 100_000, 1, ""),  # more than fits into a pipe
 ])  # fmt: skip
 def test_standard_output_that_cannot_be_written(stream, count, code, told):
-    program = f"from utils.system.errors import one_line_errors\nwith one_line_errors('main.py'): print('x' * {count})"
+    program = f"from utils.errors import one_line_errors\nwith one_line_errors('main.py'): print('x' * {count})"
     command = ["bash", "-c", f'"{sys.executable}" -c "{program}" {stream}']
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (code, told)

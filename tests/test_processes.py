@@ -18,8 +18,8 @@ from tests.small import DIGITS, PROCESSES, save_weights
 from utils import data, training
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
-from utils.system.device import make_accelerator, precision_of
-from utils.system.errors import TrainingError
+from utils.device import make_accelerator, precision_of
+from utils.errors import TrainingError
 
 EPOCHS = 3
 TRAIN = ("session9", "--data", "digits", "--epochs", str(EPOCHS), "--precision", "float32", "--batch-size", "8")

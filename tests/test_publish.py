@@ -8,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tools.publish import BEST_PUBLIC, COLUMNS, SEEDS, files, publish, read
-from utils.system.errors import UserError
+from utils.errors import UserError
 
 FACTS = {
     "session": 9, "data": "CIFAR-10", "is_cifar10": True, "epochs": 24, "max_lr": 0.0195, "seed": 0,

@@ -26,9 +26,9 @@ from utils.runs.folder import lock_folder
 from utils.runs.run import SMOKE_SEARCH_STEPS, Run
 from utils.schedule import find_lr, one_cycle
 from utils.sessions import SESSIONS
-from utils.system import device
-from utils.system.device import make_accelerator, precision_of
-from utils.system.files import load_tensors, save_tensors
+from utils import device
+from utils.device import make_accelerator, precision_of
+from utils.files import load_tensors, save_tensors
 
 RECIPE = replace(SESSION9, epochs=4, top_epoch=2, crop_padding=1).for_images(80)
 

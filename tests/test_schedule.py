@@ -17,8 +17,8 @@ from tests.small import FIND_LR, call, stop_in_the_second_epoch
 from utils.data import BatchDataset
 from utils.recipes import SESSION8, SESSION9
 from utils.schedule import LRSearch, batch_share, find_divergence, find_lr, find_plateau, one_cycle
-from utils.system.device import make_accelerator
-from utils.system.errors import TrainingError
+from utils.device import make_accelerator
+from utils.errors import TrainingError
 
 
 @pytest.mark.parametrize("training", [True, False])

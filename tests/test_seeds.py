@@ -12,7 +12,7 @@ from benchmarks import seeds
 from tests.conftest import ROOT
 from tools.publish import COLUMNS, SEEDS, accuracy, append, read, row_of
 from utils import plots
-from utils.system.errors import TrainingError
+from utils.errors import TrainingError
 
 README = (ROOT / "README.md").read_text("utf-8")
 

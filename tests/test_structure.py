@@ -48,7 +48,7 @@ def test_imports_point_downward(path):
 @pytest.mark.parametrize("name", ["training", "schedule", "plots"])
 def test_the_core_knows_no_files(name):
     known = imports(ROOT / "utils" / f"{name}.py")
-    assert not known & {"pathlib", "os", "json", "csv", "shutil", "utils.system.files", "utils.system.settings"}
+    assert not known & {"pathlib", "os", "json", "csv", "shutil", "utils.files", "utils.settings"}
 
 
 def test_networks_import_pytorch_only():

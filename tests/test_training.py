@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from tests.small import DIGITS, RECIPE, small_run
 from utils import training
 from utils.data import BatchDataset
-from utils.system.device import make_accelerator
-from utils.system.errors import TrainingError
-from utils.system.files import load_tensors
+from utils.device import make_accelerator
+from utils.errors import TrainingError
+from utils.files import load_tensors
 
 TRAIN_LINE = re.compile(
     r"EPOCH = (\d+) \| LR = (\d\.\d{7}) \| Loss = (\d+\.\d\d) \| Batch = (\d+) \| Accuracy = (\d+\.\d\d): "

@@ -1,4 +1,4 @@
-"""Run a session's notebook, show its output as it comes, and save it in the run's folder: ``python -m tools.execute 9``."""
+"""Run a session's notebook and save it in the run's folder: ``python -m tools.execute 9``."""
 
 import argparse
 import asyncio
@@ -12,9 +12,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.system.errors import one_line_errors
-from utils.system.files import replace_file
-from utils.system.settings import run_folder
+from utils.errors import one_line_errors
+from utils.files import replace_file
+from utils.settings import run_folder
 
 
 class EchoingClient(NotebookClient):

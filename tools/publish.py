@@ -18,9 +18,9 @@ from pathlib import Path
 import nbformat
 
 from utils.sessions import SESSIONS
-from utils.system.errors import UserError, one_line_errors
-from utils.system.files import replace_file, write_text
-from utils.system.settings import runs_folder
+from utils.errors import UserError, one_line_errors
+from utils.files import replace_file, write_text
+from utils.settings import runs_folder
 
 SEEDS = Path("benchmarks/seeds.csv")  # all measured runs; curve: the test accuracy of each epoch
 COLUMNS = ("session,variant,data,seed,epochs,max_lr,train_accuracy,test_accuracy,seconds_per_epoch,hardware,torch,"

@@ -4,20 +4,29 @@ import copy
 from pathlib import Path
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torchinfo import summary
 from torchinfo.enums import Units
 
 from models.model9 import TransformerModel
 
-STUCK_WEIGHTS = Path(__file__).parents[1] / "static/session9/pytorch_init.pt"  # trained from PyTorch's initialization
+STUCK_WEIGHTS = (
+    Path(__file__).parents[1] / "static/session9/pytorch_init.pt"
+)  # trained from PyTorch's initialization
 
 
 def model_table(model: nn.Module, batch_size: int = 20) -> str:
     """torchinfo's table for a batch of 3×32×32 images: kernels, shapes, parameters, mult-adds."""
-    columns: dict = {"col_names": ("kernel_size", "output_size", "num_params", "mult_adds"), "col_width": 17}
-    text = str(summary(model, (batch_size, 3, 32, 32), row_settings=("var_names",), device="cpu", verbose=0, **columns))
+    table = summary(
+        copy.deepcopy(model).cpu(),  # a copy: the forward pass would update BatchNorm's statistics
+        (batch_size, 3, 32, 32),
+        col_names=("kernel_size", "output_size", "num_params", "mult_adds"),
+        col_width=17,
+        row_settings=("var_names",),
+        device="cpu",
+        verbose=0,
+    )
+    text = str(table)
     for unit in Units:  # since Python 3.11 torchinfo prints "Units.MEGABYTES" where it means "M"
         text = text.replace(str(unit), unit.value)
     return text
@@ -34,15 +43,18 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    # A copy, because Grad-CAM changes the mode, the gradients and the hooks; float32, because it uses NumPy.
-    model = extract_model_from_parallel(copy.deepcopy(model), keep_fp32_wrapper=False).float()
+    # A copy, because Grad-CAM changes the mode, the gradients and the hooks. It computes in float32,
+    # because it uses NumPy.
+    model = copy.deepcopy(model).float()
     if len(images) == 0:  # nothing is misclassified
         return images.new_zeros(images[:, 0].shape)
     cam = GradCAM(model, [model.get_submodule(layer)])
     heat = cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     if min(height, width) < 5:  # a coarser map says little, and the assignment does not allow it
-        raise ValueError(f"{layer}'s map is {height}×{width}, but Grad-CAM needs 5×5 or more: use an earlier layer")
+        raise ValueError(
+            f"{layer}'s map is {height}×{width}, but Grad-CAM needs 5×5 or more: use an earlier layer"
+        )
     return torch.from_numpy(heat)
 
 
@@ -59,7 +71,9 @@ def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     for block in model.ultimus_blocks:
         stages.append(block(stages[-1]))
     # on the CPU, because older versions of PyTorch cannot do it on MPS
-    return torch.stack([torch.linalg.svdvals((stage - stage.mean(dim=0)).cpu()) for stage in stages])
+    return torch.stack(
+        [torch.linalg.svdvals((stage - stage.mean(dim=0)).cpu()) for stage in stages]
+    )
 
 
 def initial_networks() -> dict[str, TransformerModel]:

@@ -7,38 +7,50 @@ from torch.optim import SGD, Adam
 
 def adam(model: nn.Module, weight_decay: float) -> Adam:
     """Session 9's optimizer, as assigned."""
-    return Adam(parameter_groups(model, weight_decay), fused=on_gpu(model))
+    return Adam(parameter_groups(model, weight_decay), fused=fused(model))
 
 
 def sgd(model: nn.Module, weight_decay: float, bias_lr: float = 1.0) -> SGD:
-    """Sessions 7 and 8: SGD with Nesterov momentum. The schedule sets the learning rate before the first step.
+    """The optimizer of sessions 7 and 8: SGD with Nesterov momentum 0.9.
 
-    That of BatchNorm's biases is ``bias_lr`` times as high, as in Jordan, https://arxiv.org/abs/2404.00498.
+    The learning rate of BatchNorm's biases is ``bias_lr`` times as high, as in Jordan,
+    https://arxiv.org/abs/2404.00498. The schedule sets all of them before the first step.
     """
     decayed, others = parameter_groups(model, weight_decay)
-    biases = dict.fromkeys(module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    biases = batchnorm_biases(model)
     others["params"] = [parameter for parameter in others["params"] if parameter not in biases]
     groups = [decayed, others, others | {"params": list(biases), "lr_factor": bias_lr}]
-    optimizer = SGD(groups, momentum=0.9, nesterov=True, fused=on_gpu(model))
-    for parameter in model.parameters():  # a first step that overflows in float16 would leave fused SGD's uninitialized
+    optimizer = SGD(groups, momentum=0.9, nesterov=True, fused=fused(model))
+    for parameter in model.parameters():
+        # A first step that overflows in float16 would leave fused SGD's momentum uninitialized.
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def on_gpu(model: nn.Module) -> bool | None:
-    """Whether the optimizer updates all weights with a few kernels (``fused``); None: as PyTorch chooses."""
-    return next(model.parameters()).is_cuda or None
+def batchnorm_biases(model: nn.Module) -> dict[nn.Parameter, None]:
+    """The biases of all BatchNorm layers, in their order; a dict, because a set has none."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return dict.fromkeys(norm.bias for norm in norms)
+
+
+def fused(model: nn.Module) -> bool | None:
+    """Whether the optimizer updates all weights with a few kernels; None: as PyTorch chooses."""
+    return True if next(model.parameters()).is_cuda else None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups for an optimizer: weight decay for the convolutions' weights and for nothing else.
+    """Parameter groups for an optimizer: weight decay for the convolutions' weights only.
 
-    Every convolution is followed by BatchNorm, so the scale of its weights does not change the network's output. But it
-    changes the effect of a step: the larger the weights, the less a step rotates them. Weights grow during training,
-    and weight decay counteracts this. The scale of all other parameters matters, so they are not decayed.
+    Every convolution is followed by BatchNorm, so the scale of its weights does not change the
+    network's output. But it changes the effect of a step: the larger the weights, the less a step
+    rotates them. Weights grow during training, and weight decay counteracts this. The scale of all
+    other parameters matters, so they are not decayed.
 
     Source: van Laarhoven, https://arxiv.org/abs/1706.05350
     """
     convolutions = [parameter for parameter in model.parameters() if parameter.ndim == 4]
     others = [parameter for parameter in model.parameters() if parameter.ndim != 4]
-    return [{"params": convolutions, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [
+        {"params": convolutions, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,11 +1,35 @@
 """The hyperparameters of each session, shared by the notebooks and all scripts."""
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from utils.errors import TrainingError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+# Smallest and largest sensible value of each number in a recipe.
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 10_000),
+    "batch_size": (1, 1_000_000),
+    "crop_padding": (0, 31),  # an image of 32 pixels can be reflected by 31
+    "cutout": (0, 64),
+    "weight_decay": (0.0, 1.0),
+    "max_grad_norm": (1e-6, 1e6),
+    "label_smoothing": (0.0, 0.99),
+    "start_div": (1.0, 1e6),
+    "end_div": (1.0, 1e9),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of one training run. Epochs are counted from 1; sizes are in pixels or images."""
+    """The hyperparameters of one training run. Epochs are counted from 1; sizes are in pixels or images.
+
+    ``replace`` makes a recipe with other values: ``SESSION9.replace(epochs=12, batch_size=64)``.
+    Raises TrainingError: a value is out of its range.
+    """
 
     session: int
     epochs: int
@@ -20,43 +44,86 @@ class Recipe:
     end_div: float = 10_000.0  # … and ends at max LR / end_div
     seed: int = 0
     # These change the training time, not what is learned:
-    compile: bool = field(default=False, repr=False)
-    precision: str = field(default="auto", repr=False)  # "float32", "bfloat16", or "auto"
+    compile: bool = False
+    precision: str = "auto"  # "float32", "bfloat16", "float16", or "auto"
 
-    @property
-    def name(self) -> str:
-        return f"session{self.session}"
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = plain_number(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)  # the dataclass is frozen
+        ranges = RANGES | {"top_epoch": (1, self.epochs)}
+        for name, (low, high) in ranges.items():
+            check_range(name, getattr(self, name), low, high)
+        for name in ("epochs", "top_epoch", "batch_size", "crop_padding", "cutout", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise TrainingError(
+                    f"{name} is {getattr(self, name)!r}: it must be a whole number."
+                )
+        if self.precision not in PRECISIONS:
+            raise TrainingError(
+                f"precision is {self.precision!r}: it must be one of {', '.join(PRECISIONS)}."
+            )
 
-    @property
-    def title(self) -> str:
-        """The network, as the README and the help call it."""
-        return {7: "ResNet-18", 8: "a custom ResNet", 9: "ULTIMUS"}[self.session]
+    def __str__(self) -> str:
+        """A table, one value per line."""
+        values = dataclasses.asdict(self)
+        width = max(map(len, values))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
+
+    def replace(self, **changes) -> "Recipe":
+        """The recipe with some other values. If only ``epochs`` changes, the peak moves along.
+
+        Raises TrainingError: a name is misspelled, or a value is out of its range.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise TrainingError(f"a recipe has no {name}: choose among {', '.join(names)}.")
+        epochs = changes.get("epochs", self.epochs)
+        check_range("epochs", epochs, *RANGES["epochs"])
+        if "top_epoch" not in changes:
+            changes["top_epoch"] = max(1, round(self.top_epoch * epochs / self.epochs))
+        return dataclasses.replace(self, **changes)
 
     def for_images(self, count: int) -> "Recipe":
-        """The recipe for ``count`` training images, with at least 20 steps per epoch; that of CIFAR-10 stays as it is."""
-        return replace(self, batch_size=max(1, min(self.batch_size, count // 20)))
+        """The recipe for ``count`` training images: small sets get smaller batches, 20 or more.
 
-    def for_processes(self, count: int) -> "Recipe":
-        """The recipe with a batch size that ``count`` processes can share equally."""
-        return replace(self, batch_size=max(count, self.batch_size - self.batch_size % count))
+        CIFAR-10's 50,000 images leave the recipe as it is.
+        """
+        return self.replace(batch_size=max(1, min(self.batch_size, count // 20)))
 
-    def for_epochs(self, epochs: int) -> "Recipe":
-        """The recipe for ``epochs`` epochs, with the peak of the cycle at the same fraction of them."""
-        return replace(self, epochs=epochs, top_epoch=max(1, round(self.top_epoch * epochs / self.epochs)))
+
+def plain_number(value: Any) -> Any:
+    """NumPy's numbers and one-element tensors as Python's, which checkpoints can hold."""
+    if hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def check_range(name: str, value: Any, low: float, high: float) -> None:
+    """Raise TrainingError unless ``value`` is None or from ``low`` to ``high``."""
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise TrainingError(f"{name} is {value}: it must be from {low} to {high}.")
 
 
 SESSION9 = Recipe(
     session=9,
     epochs=24,
     top_epoch=5,
-    batch_size=128,  # not specified by the assignment; four times as many steps as with 512, because the network underfits
-    # The network underfits: with crop padding 4 and cutout 8×8, its training accuracy stays below its test accuracy.
+    # The assignment leaves the batch size open. The network underfits, and batches of 128 make
+    # four times as many steps as batches of 512.
+    batch_size=128,
+    # With crop padding 4 and cutout 8×8, the training accuracy stays below the test accuracy.
     crop_padding=1,
     cutout=0,
     weight_decay=3e-4,
-    # At the peak of the cycle, a single bad batch can move the attention so far that the loss never recovers.
+    # At the peak of the cycle, one bad batch can move the attention so far that the loss never
+    # recovers.
     max_grad_norm=1.0,
-    # With so few channels, half of a CPU's time goes into BatchNorm and ReLU, which the compiler fuses.
+    # With so few channels, half of a CPU's time goes into BatchNorm and ReLU, which the compiler
+    # fuses.
     compile=True,
 )
 
@@ -78,7 +145,7 @@ SESSION7 = Recipe(
     session=7,
     epochs=20,
     top_epoch=5,
-    batch_size=128,  # as in the paper; not specified by the assignment
+    batch_size=128,  # as in the paper; the assignment leaves it open
     crop_padding=4,
     cutout=16,
     weight_decay=5e-4,

@@ -1,197 +1,282 @@
-"""The training loop: train() and test() run one epoch, fit() repeats them, predict() returns logits."""
+"""The training loop: ``train`` and ``test`` run one epoch, ``fit`` repeats them."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from utils.recipes import Recipe
-from utils.system.errors import TrainingError, explain_out_of_memory
-from utils.system.graphs import GraphedFunction
-from utils.system.progress import progress
+from utils.device import autocast, forked_random_state
+from utils.errors import TrainingError, explain_out_of_memory
+from utils.graphs import GraphedFunction
+from utils.progress import progress
 
-MEASURES = ("lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")  # of each epoch
+
+@dataclass
+class Epoch:
+    """What one epoch has measured; accuracies are in percent."""
+
+    lr: float  # of the last step
+    train_loss: float  # mean over the images, in training mode
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float  # training and testing
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+MEASURES = tuple(measure.name for measure in dataclasses.fields(Epoch))
 
 
 @dataclass
 class History:
-    """What a run has measured, one entry per epoch if nothing else is said; accuracies are in percent."""
+    """What a run has measured so far: lists with one entry per epoch, if nothing else is said."""
 
-    lr: list[float] = field(default_factory=list)  # of the epoch's last step
-    train_loss: list[float] = field(default_factory=list)  # mean over the images, in training mode
+    lr: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # training and testing
+    seconds: list[float] = field(default_factory=list)
     step_lr: list[float] = field(default_factory=list)  # of every step
     log: list[str] = field(default_factory=list)  # two lines per epoch, as printed
 
+    @property
+    def epochs(self) -> int:
+        """The number of complete epochs."""
+        return len(self.lr)
 
-def forward_backward(
-    model: nn.Module, accelerator: Accelerator, recipe: Recipe, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss and number of correct predictions of a batch; the gradients are in the parameters."""
-    logits = model(images)  # (B, 10)
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    accelerator.backward(loss)
-    return loss.detach(), (logits.argmax(dim=1) == labels).sum()
+    def append(self, epoch: Epoch, step_lr: list[float], log: list[str]) -> None:
+        """Add what an epoch has measured, the learning rate of its steps and its log lines."""
+        for measure in MEASURES:
+            getattr(self, measure).append(getattr(epoch, measure))
+        self.step_lr += step_lr
+        self.log += log
 
 
-def train(
-    model: nn.Module,
-    step: Callable[..., Sequence[Tensor]],
-    loader: DataLoader,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    accelerator: Accelerator,
-    recipe: Recipe,
-    epoch: int,
-) -> tuple[float, float, list[float], str]:
-    """Train for one epoch on this process's share of each batch; ``step`` is ``forward_backward``, a graph on a GPU.
+class TrainingStep:
+    """One step of the training, with all that belongs to it: precision, clipping and schedule.
 
-    Returns: mean loss over the images and accuracy in percent, both over all processes; the learning rate of each step;
-    the final line of the progress bar. Raises TrainingError: the loss is no longer finite.
+    Images ``(B, 3, 32, 32)`` and labels ``(B,)`` → their mean loss and the number of correct
+    predictions, both on the device. In float16 the loss is scaled, so that small gradients do not
+    vanish; a step whose gradients overflow is skipped. On a CUDA GPU the forward and backward pass
+    are recorded once and then replayed.
+
+    Source of the scaling: Micikevicius et al., https://arxiv.org/abs/1710.03740
     """
-    model.train()
-    losses, hits, sizes, lrs = [], [], [], []  # one entry per batch; the first two stay on the device
-    quiet = not accelerator.is_main_process
-    with progress(total=len(loader), mininterval=1, smoothing=0, leave=False, disable=quiet) as bar:
-        for batch, (images, labels) in enumerate(loader):
-            optimizer.zero_grad()
-            loss, correct = step(images, labels)
-            if recipe.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            lrs.append(float(scheduler.get_last_lr()[0]))  # of this step
-            scheduler.step()
 
-            losses.append(loss)
-            hits.append(correct)
-            sizes.append(len(labels))
-            # Reading the values waits for the GPU, so it is done only when the bar is drawn, once per second.
-            last = batch == len(loader) - 1
-            if bar.update() or last:
-                sums = totals(losses, hits, sizes, lrs, epoch)
-                if last:
-                    sums = accelerator.reduce(sums.to(accelerator.device, torch.float32))  # the sum over all processes
-                loss_sum, right, images_seen = sums.tolist()
-                mean_loss, accuracy = loss_sum / images_seen, 100 * right / images_seen
-                bar.set_description(
-                    f"EPOCH = {epoch} | LR = {lrs[-1]:.7f} | Loss = {mean_loss:.2f} | "
-                    f"Batch = {batch} | Accuracy = {accuracy:.2f}"
-                )
-        line = bar.format_meter(**(bar.format_dict | {"ncols": None}))  # in full, however narrow the terminal is
-    accelerator.print(line, flush=True)  # the log contains exactly the printed line
-    return mean_loss, accuracy, lrs, line
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        precision: str = "float32",
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.precision = precision
+        self.max_grad_norm = max_grad_norm
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.graphed_forward_backward = GraphedFunction(self.forward_backward, model)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        self.optimizer.zero_grad()
+        loss, hits = self.graphed_forward_backward(images, labels)
+        if self.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return loss, hits
+
+    def forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the number of correct predictions; the gradients are in the parameters."""
+        with autocast(self.device, self.precision):
+            logits = self.model(images).float()  # (B, 10)
+        loss = self.criterion(logits, labels)
+        self.scaler.scale(loss).backward()
+        return loss.detach(), (logits.argmax(dim=1) == labels).sum()
 
 
-def totals(losses: list[Tensor], hits: list[Tensor], sizes: list[int], lrs: list[float], epoch: int) -> Tensor:
-    """Sum of the losses, correct predictions and images so far: ``(3,)``. TrainingError if a loss is not finite."""
-    loss = torch.stack(losses).cpu().double()
-    if not loss.isfinite().all():
-        batch = int((~loss.isfinite()).nonzero()[0])
-        raise TrainingError(
-            f"the loss became {loss[batch].item()} in epoch {epoch}, batch {batch}, at LR {lrs[batch]:.7f}: "
-            "try a quarter of the max LR, and check the images for invalid values."
-        )
-    return torch.tensor([loss @ torch.tensor(sizes).double(), torch.stack(hits).sum(), sum(sizes)])  # (3,)
+def train(step: TrainingStep, loader: DataLoader, epoch: int) -> "EpochMeter":
+    """Train for one epoch: one step for each batch of ``loader``.
 
-
-@torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader, accelerator: Accelerator | None = None) -> tuple[Tensor, Tensor]:
-    """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in the loader's order and in evaluation mode.
-
-    With the ``accelerator`` that prepared the loader, the predictions of all processes are gathered, each image once.
+    Returns: the meter, with the epoch's mean loss, accuracy, learning rates and log line.
+    Raises TrainingError: the loss is no longer finite.
     """
-    model.eval()
-    quiet = accelerator is not None and not accelerator.is_main_process
-    outputs = []
-    for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False, disable=quiet):
-        output = model(images).float(), labels
-        outputs.append(accelerator.gather_for_metrics(output) if accelerator else output)
-    logits, labels = zip(*outputs)
-    return torch.cat(logits), torch.cat(labels)
+    step.model.train()
+    with EpochMeter(epoch, batches=len(loader)) as meter:
+        for images, labels in loader:
+            lr = step.lr
+            loss, hits = step(images, labels)
+            meter.update(loss, hits, len(labels), lr)
+    print(meter.line, flush=True)  # the log contains exactly this line
+    return meter
+
+
+class EpochMeter:
+    """Adds up the losses and correct predictions of an epoch and shows them as a progress bar.
+
+    Reading a value waits for the GPU, so the values stay on the device until the bar is drawn, once
+    per second.
+    """
+
+    def __init__(self, epoch: int, batches: int) -> None:
+        self.epoch = epoch
+        self.batches = batches
+        self.losses: list[Tensor] = []  # of each batch
+        self.hits: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.lrs: list[float] = []
+        self.loss = 0.0  # mean over the images
+        self.accuracy = 0.0  # in percent
+        self.line = ""
+
+    def __enter__(self) -> "EpochMeter":
+        self.bar = progress(total=self.batches, mininterval=1, smoothing=0, leave=False)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # In full, however narrow the terminal is.
+        self.line = self.bar.format_meter(**(self.bar.format_dict | {"ncols": None}))
+        self.bar.close()
+
+    def update(self, loss: Tensor, hits: Tensor, size: int, lr: float) -> None:
+        """Count a batch; TrainingError if a loss is not finite."""
+        self.losses.append(loss)
+        self.hits.append(hits)
+        self.sizes.append(size)
+        self.lrs.append(lr)
+        is_last = len(self.sizes) == self.batches
+        if self.bar.update() or is_last:
+            self.add_up()
+            self.bar.set_description(
+                f"EPOCH = {self.epoch} | LR = {lr:.7f} | Loss = {self.loss:.2f} | "
+                f"Batch = {len(self.sizes) - 1} | Accuracy = {self.accuracy:.2f}"
+            )
+
+    def add_up(self) -> None:
+        """Compute the mean loss and the accuracy of the images so far."""
+        losses = torch.stack(self.losses).cpu().double()
+        if not losses.isfinite().all():
+            batch = int((~losses.isfinite()).nonzero()[0])
+            raise TrainingError(
+                f"the loss became {losses[batch].item()} in epoch {self.epoch}, batch {batch}, "
+                f"at LR {self.lrs[batch]:.7f}: try a quarter of the max LR, and check the images "
+                "for invalid values."
+            )
+        images = sum(self.sizes)
+        sizes = torch.tensor(self.sizes).double()
+        self.loss = (losses @ sizes).float().item() / images
+        self.accuracy = 100 * torch.stack(self.hits).sum().item() / images
 
 
 @torch.no_grad()
-def refresh_batchnorm(model: nn.Module, train_set: Dataset, batch_size: int, accelerator: Accelerator) -> None:
-    """Recompute BatchNorm's statistics from a tenth of the training images (at least ten batches), with augmentation.
+def refresh_batchnorm(
+    model: nn.Module, train_set: Dataset, batch_size: int, precision: str = "float32"
+) -> None:
+    """Recompute BatchNorm's statistics from a tenth of the training images, or ten batches.
 
-    The running averages lag behind weights that change fast: at the peak of the cycle, they lower the test accuracy by
-    up to 20 points. Training is not affected: it uses the statistics of each batch, no weight changes, and the random
-    state is restored. It takes 3% of an epoch. Processes share the images.
+    The running averages lag behind weights that change fast, which lowers the test accuracy in the
+    middle of a run. Training is not affected: it uses the statistics of each batch, no weight
+    changes, and the random state is restored. The images are augmented, as in training.
     """
-    device, processes = accelerator.device, accelerator.num_processes
-    gpus = [device] if device.type == "cuda" else []
-    count = max(len(train_set) // 10, 10 * batch_size) // processes  # type: ignore[arg-type]
-    momenta = {module: module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
-    for norm in momenta:
+    device = next(model.parameters()).device
+    images_in_all = len(train_set)  # type: ignore[arg-type]
+    count = max(images_in_all // 10, 10 * batch_size)
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
         norm.reset_running_stats()
     model.train()
+    seen = 0
     # Eager, because a compiled model would be compiled again for a pass without gradients.
-    with torch.random.fork_rng(devices=gpus), torch.compiler.set_stance("force_eager"):
-        parts = torch.randperm(len(train_set))[:count].split(batch_size // processes)  # type: ignore[arg-type]
-        for number, part in enumerate(parts, start=1):
-            for norm in momenta:
-                norm.momentum = 1 / number  # the mean over all batches; PyTorch's update_bn would wait for a GPU
-            model(train_set.__getitems__(part.tolist())[0])  # type: ignore[attr-defined]
-    for norm, momentum in momenta.items():
+    with forked_random_state(device), torch.compiler.set_stance("force_eager"):
+        for part in torch.randperm(images_in_all)[:count].split(batch_size):
+            seen += len(part)
+            for norm in norms:
+                # The mean over all images. (PyTorch's update_bn would wait for a GPU.)
+                norm.momentum = len(part) / seen
+            images, _ = train_set.__getitems__(part.tolist())  # type: ignore[attr-defined]
+            with autocast(device, precision):
+                model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for statistic in model.buffers():
-        if statistic.is_floating_point():
-            statistic.copy_(accelerator.reduce(statistic, "mean"))
 
 
-def test(model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> tuple[float, float, str]:
-    """Mean loss over the test images, accuracy in percent, and both as a line of the log."""
-    logits, labels = predict(model, loader, accelerator=accelerator)
+@torch.inference_mode()
+def predict(
+    model: nn.Module, loader: DataLoader, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
+    """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in order and in evaluation mode."""
+    model.eval()
+    all_logits = []
+    all_labels = []
+    for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False):
+        with autocast(images.device, precision):
+            all_logits.append(model(images).float())
+        all_labels.append(labels)
+    return torch.cat(all_logits), torch.cat(all_labels)
+
+
+def test(
+    model: nn.Module, loader: DataLoader, precision: str = "float32"
+) -> tuple[float, float, str]:
+    """Mean cross-entropy of the test images, accuracy in percent, and both as a line of the log."""
+    logits, labels = predict(model, loader, precision)
     loss = F.cross_entropy(logits, labels).item()
-    hits, count = int((logits.argmax(dim=1) == labels).sum()), len(labels)
-    accuracy = 100 * hits / count
-    return loss, accuracy, f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{count} ({accuracy:.2f}%)"
+    hits = int((logits.argmax(dim=1) == labels).sum())
+    accuracy = 100 * hits / len(labels)
+    line = f"Test set: Average loss: {loss:.4f}, Accuracy: {hits}/{len(labels)} ({accuracy:.2f}%)"
+    return loss, accuracy, line
 
 
 def fit(
-    model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    loaders: tuple[DataLoader, DataLoader],
-    recipe: Recipe,
-    accelerator: Accelerator,
-    history: History | None = None,
-    after_epoch: Callable[[History], None] = lambda history: None,
-) -> History:
-    """Train ``model`` in place and test it after every epoch, up to ``recipe.epochs`` epochs.
+    step: TrainingStep,
+    train_loader: DataLoader,
+    test_loader: DataLoader,
+    epochs: int,
+    history: History,
+    after_epoch: Callable[[History], None],
+) -> None:
+    """Train ``step.model`` up to epoch ``epochs`` and test it after every epoch.
 
-    Model, optimizer and loaders are as ``accelerator.prepare`` returned them, ``history`` is that of the epochs that are
-    already done, and ``after_epoch`` is called with it after every epoch, for example to save a checkpoint. Raises
-    TrainingError: the loss is no longer finite, or the GPU runs out of memory.
+    ``history`` is that of the epochs that are already done, and grows. ``after_epoch`` is called
+    with it after every epoch, for example to save a checkpoint. Raises TrainingError: the loss is
+    no longer finite, or the memory is not enough.
     """
-    history = history or History()
-    train_loader, test_loader = loaders
-    step = GraphedFunction(partial(forward_backward, model, accelerator, recipe), model)
-    for epoch in range(len(history.lr) + 1, recipe.epochs + 1):
+    batch_size = train_loader.batch_size or 1
+    for epoch in range(history.epochs + 1, epochs + 1):
         start = time.perf_counter()
-        with explain_out_of_memory(recipe.batch_size):
-            train_loss, train_accuracy, lrs, train_line = train(
-                model, step, train_loader, optimizer, scheduler, accelerator, recipe, epoch
-            )
-            refresh_batchnorm(model, train_loader.dataset, recipe.batch_size, accelerator)
-            test_loss, test_accuracy, test_line = test(model, test_loader, accelerator)
-        accelerator.print(test_line, flush=True)
-
-        measured = (lrs[-1], train_loss, train_accuracy, test_loss, test_accuracy, time.perf_counter() - start)
-        for name, value in zip(MEASURES, measured):
-            getattr(history, name).append(value)
-        history.step_lr += lrs
-        history.log += [train_line, test_line]
+        with explain_out_of_memory(batch_size), warnings.catch_warnings():
+            # If the first step in float16 overflows, the optimizer's step is skipped, and PyTorch
+            # warns that the schedule has come before it.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            meter = train(step, train_loader, epoch)
+            refresh_batchnorm(step.model, train_loader.dataset, batch_size, step.precision)
+            test_loss, test_accuracy, test_line = test(step.model, test_loader, step.precision)
+        print(test_line, flush=True)
+        seconds = time.perf_counter() - start
+        measured = Epoch(
+            meter.lrs[-1], meter.loss, meter.accuracy, test_loss, test_accuracy, seconds
+        )
+        history.append(measured, meter.lrs, [meter.line, test_line])
         after_epoch(history)
-    return history

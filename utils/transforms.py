@@ -7,11 +7,13 @@ Normalize, the last one, which returns float32. Random numbers come from PyTorch
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from utils.device import memory_format
 
 
 @cache
@@ -30,6 +32,7 @@ class RandomCrop:
 
     size: int
     padding: int  # in pixels; less than the image's side
+    padding_mode: str = field(default="reflect", init=False)
 
     def __call__(self, images: Tensor) -> Tensor:
         places = images.shape[-1] + 2 * self.padding - self.size + 1
@@ -37,9 +40,10 @@ class RandomCrop:
         return self.apply(images, top, left)
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
         window = torch.arange(self.size, device=images.device) - self.padding
-        rows = reflect(top[:, None, None] + window[:, None], images.shape[-2])  # (B, size, 1)
-        columns = reflect(left[:, None, None] + window, images.shape[-1])  # (B, 1, size)
+        rows = reflect(top[:, None, None] + window[:, None], height)  # (B, size, 1)
+        columns = reflect(left[:, None, None] + window, width)  # (B, 1, size)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
         crops = images[batch, :, rows, columns]  # (B, size, size, C)
         return crops.permute(0, 3, 1, 2)  # (B, C, size, size), channels-last in memory
@@ -91,11 +95,6 @@ class CutOut:
         return torch.where(square, fill.round().to(images.dtype), images)
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels-last, which is faster, but not on MPS: BatchNorm's backward is wrong there (PyTorch's issue 134580)."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
 @dataclass(frozen=True)
 class Normalize:
     """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel, in the device's memory format."""
@@ -104,13 +103,15 @@ class Normalize:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        mean, std = (per_channel(values, images.device) for values in (self.mean, self.std))
+        mean = per_channel(self.mean, images.device)
+        std = per_channel(self.std, images.device)
         images = images.to(torch.float32, memory_format=memory_format(images.device))
         return (images - 255 * mean) / (255 * std)
 
     def inverse(self, images: Tensor) -> Tensor:
         """Normalized images back to the scale 0 to 1, for pictures."""
-        mean, std = (per_channel(values, images.device) for values in (self.mean, self.std))
+        mean = per_channel(self.mean, images.device)
+        std = per_channel(self.std, images.device)
         return (images * std + mean).clamp(0, 1)
 
 
@@ -122,9 +123,14 @@ class Compose:
 
     def __str__(self) -> str:
         """One transform a line, figures with four digits."""
-        return re.sub(r"\d\.\d{5,}", lambda found: f"{float(found[0]):.4f}", "\n".join(map(repr, self.transforms)))
+        lines = "\n".join(repr(transform) for transform in self.transforms)
+        return re.sub(r"\d\.\d{5,}", with_four_digits, lines)
 
     def __call__(self, images: Tensor) -> Tensor:
         for transform in self.transforms:
             images = transform(images)
         return images
+
+
+def with_four_digits(number: re.Match) -> str:
+    return f"{float(number[0]):.4f}"

@@ -1,75 +1,137 @@
-"""The folder of a run. Only one process at a time writes to it, and earlier runs are never overwritten."""
+"""The folder of a run. Only one process at a time writes to it, and earlier runs are kept."""
 
+import errno
 import json
 import shutil
-import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.system.errors import FileError
-from utils.system.files import write_text
-from utils.system.settings import smoke
+from utils.errors import FileError
+from utils.files import replace_file
+from utils.runs.plan import Plan, differences
 
 LOCKS: dict[Path, FileLock] = {}  # of the folders of this process, held until it exits
 
 
-def is_unfinished(folder: Path, plan: dict) -> bool:
-    """Whether ``folder`` contains an unfinished run with this ``plan``, which is all that makes two runs equal."""
-    kept = folder / "plan.json"
-    try:
-        return not smoke() and not (folder / "run.json").exists() and json.loads(kept.read_text("utf-8")) == plan
-    except (OSError, ValueError):
-        return False  # a run without a readable plan is another run
+class RunFolder:
+    """The files of one run. Nothing of an earlier run is overwritten.
+
+    Until ``start`` has decided what happens to an earlier run in the folder, files to write are
+    kept in memory: whoever only looks at a notebook and its pictures changes nothing.
+    """
+
+    def __init__(self, path: Path, temporary: bool = False) -> None:
+        """Lock the folder; FileError: another process uses it. A ``temporary`` one starts empty."""
+        self.path = path
+        lock_folder(path)
+        if temporary:
+            shutil.rmtree(path, ignore_errors=True)
+        self.waiting: dict[str, bytes] = {}
+        self.wait_for_start()
+        self.finished_here = False  # by this process, so that its cells may run again
+
+    def wait_for_start(self) -> None:
+        """Keep files in memory from now on if there is a run in the folder, until ``start``."""
+        self.started = not self.holds_a_run()
+
+    def holds_a_run(self) -> bool:
+        """Whether a run, of whatever plan, has started in the folder."""
+        return any(
+            (self.path / name).exists() for name in ("plan.json", "checkpoint.pt", "run.json")
+        )
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file atomically, or keep it until the run starts; raises FileError."""
+        if not self.started:
+            self.waiting[name] = content
+            return
+        self.make()
+        replace_file(self.path / name, lambda part: part.write_bytes(content))
+
+    def read_json(self, name: str) -> dict | None:
+        """The content of a JSON file; None if it is missing or damaged."""
+        try:
+            content = json.loads(self.waiting.get(name) or (self.path / name).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def make(self) -> None:
+        """Create the folder; raises FileError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(
+                f"{self.path} cannot be created ({error.strerror}): set RUNS to a writable folder."
+            ) from error
+
+    def start(self, plan: Plan) -> None:
+        """Begin or resume the run of ``plan``; move any other run aside and say what differs."""
+        plan = json.loads(json.dumps(plan))  # as it is read again
+        reason = self.why_another_run(plan)
+        if reason:
+            print(f"The earlier run was moved to {self.move_aside()}/: {reason}.", flush=True)
+            self.finished_here = False
+        self.started = True
+        self.make()
+        for half in self.path.glob(".*.part"):  # left by a run that was killed while saving
+            half.unlink()
+        self.write("plan.json", (json.dumps(plan, indent=2) + "\n").encode())
+        for name, content in self.waiting.items():
+            self.write(name, content)
+        self.waiting.clear()
+
+    def why_another_run(self, plan: Plan) -> str:
+        """Why the folder's run is not the one of ``plan``, in words; "" if it is, or if none is there."""
+        if not self.holds_a_run():
+            return ""
+        earlier = self.read_json("plan.json")
+        if earlier is None:
+            return "its plan.json is missing or damaged"
+        changes = differences(earlier, plan)
+        if changes:
+            more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+            return "; ".join(changes[:3]) + more
+        if (self.path / "run.json").exists() and not self.finished_here:
+            return "it is finished"
+        return ""
+
+    def move_aside(self) -> Path:
+        """Rename the folder to the next free one of ``session9-2``, ``session9-3``, …"""
+        number = 2
+        while (aside := self.path.with_name(f"{self.path.name}-{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise FileError(
+                f"{self.path} cannot be renamed ({error.strerror}): move it away."
+            ) from error
+        return aside
 
 
 def lock_folder(folder: Path) -> None:
     """Lock ``folder`` until this process exits; raises FileError if another process has locked it."""
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # The lock is beside the folder, because the folder itself may be moved.
     lock = LOCKS.setdefault(folder, FileLock(folder.with_name(f".{folder.name}.lock")))
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise FileError(
-            f"{folder} is in use by another notebook or terminal: end that one (in Jupyter: Kernel → Shut Down), "
-            "or set RUNS to another folder."
+            f"{folder} is in use by another notebook or terminal: end that one "
+            "(in Jupyter: Kernel → Shut Down), or set RUNS to another folder."
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise FileError(f"{lock.lock_file} cannot be locked ({error}): set RUNS to a local folder.") from error
+        remedy = "a local folder" if no_locks(error) else "a writable folder"
+        raise FileError(
+            f"{lock.lock_file} cannot be locked ({error}): set RUNS to {remedy}."
+        ) from error
 
 
-def move_aside(folder: Path, keep: tuple[str, ...] = ()) -> str:
-    """Rename ``folder`` after its last change and make a new one with the files to ``keep``; returns a line about it."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-    aside = folder.with_name(f"{folder.name}-{stamp}")
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}-2")
-    folder.rename(aside)
-    folder.mkdir()
-    for name in keep:
-        if (aside / name).exists():
-            shutil.copy2(aside / name, folder)
-    return f"The earlier run was moved to {aside}/"
-
-
-def open_folder(folder: Path, plan: dict) -> None:
-    """Keep an unfinished run with this ``plan`` and move any other aside; FileError: in use, or not writable."""
-    moved = ""
-    try:
-        lock_folder(folder)
-        if is_unfinished(folder, plan):
-            for half in folder.glob(".*.part"):  # left by a run that was killed while saving
-                half.unlink()
-            return
-        if smoke():
-            shutil.rmtree(folder, ignore_errors=True)
-        elif folder.exists() and any(folder.iterdir()):
-            moved = move_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{folder} cannot be created ({error.strerror}): set RUNS to a writable folder.") from error
-    write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
-    if moved:
-        print(moved, flush=True)
+def no_locks(error: Exception) -> bool:
+    """Whether the file system has no locks, as some network file systems."""
+    codes = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in codes

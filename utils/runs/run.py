@@ -1,230 +1,390 @@
-"""A run: one training of a session, with its device, its folder, its checkpoint and its pictures."""
+"""A run: one training, with its device, its folder, its checkpoints and its pictures."""
 
+import copy
+import io
 import json
+import shutil
 import sys
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from utils import plots
-from utils.data import ImageData, make_loaders
+from utils import plots, schedule, training
+from utils.data import ImageData
+from utils.device import (
+    choose_device,
+    choose_precision,
+    compile_where_it_pays,
+    hardware_of,
+    memory_format,
+    random_state,
+    set_random_state,
+)
+from utils.errors import TrainingError
+from utils.files import as_bytes
+from utils.git import repository
 from utils.recipes import Recipe
-from utils.runs.checkpoint import TrainingState, about_network, load_checkpoint, write_history
-from utils.runs.folder import is_unfinished, move_aside, open_folder
-from utils.runs.report import repository, results, summary, write_submission
-from utils.schedule import SEARCH_STEPS, LRSearch, find_lr, one_cycle
-from utils.sessions import Session
-from utils.system.cpu import compile_where_it_pays
-from utils.system.device import broadcast, hardware_of, join_processes, make_accelerator
-from utils.system.errors import FileError, TrainingError
-from utils.system.files import replace_file, save_tensors, write_text
-from utils.system.settings import run_folder, smoke
-from utils.training import MEASURES, History, fit, predict
+from utils.runs import report
+from utils.runs.checkpoint import (
+    load_checkpoint,
+    network_content,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from utils.runs.folder import RunFolder
+from utils.runs.plan import NetworkInfo, plan_of_search, plan_of_training
+from utils.schedule import LRSearch
+from utils.settings import run_folder, smoke
+from utils.source import check_unchanged, underlying
+from utils.training import History, TrainingStep
 
-SMOKE_EPOCHS, SMOKE_SEARCH_STEPS = 2, 24
+SMOKE_EPOCHS = 2
+SMOKE_SEARCH_STEPS = 24
 
 
-@dataclass
 class Run:
-    """One training run of a session: open, build, find_lr, fit, show and finish, in this order.
+    """One training run: open, build, find_lr, fit, show, finish and submission, in this order.
 
-    All files are written to ``folder``. An interrupted run resumes after its last complete epoch. With several
-    processes, all of them train and the first one writes.
+    What it trains is made outside: network, criterion, optimizer, schedule and loaders are
+    PyTorch's objects. The run adds the device, a folder for all files, and resuming after the last
+    complete epoch. Any cell may run again: ``fit`` starts from the last checkpoint or from the
+    network as ``build`` made it, never from weights that an interruption left.
     """
 
-    session: Session  # its recipe is the one that this run trains with
-    data: ImageData
-    accelerator: Accelerator
-    folder: Path
-    loaders: tuple[DataLoader, DataLoader]  # training and test batches, on the device
-    model: Any = field(default=None, init=False)  # the network, an nn.Module
-    optimizer: Optimizer = field(init=False)
-    search: LRSearch | None = field(default=None, init=False)
-    max_lr: float = field(init=False)
-    history: History = field(default_factory=History, init=False)
+    def __init__(
+        self, name: str, recipe: Recipe, data: ImageData, device: torch.device, folder: RunFolder
+    ) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.data = data
+        self.device = device
+        self.folder = folder
+        self.precision = choose_precision(recipe.precision, None, device)
+        self.model: nn.Module | None = None
+        self.search: LRSearch | None = None
+        self.history = History()
+        self.optimizers_at_start: WeakKeyDictionary[Optimizer, dict] = WeakKeyDictionary()
+        self.schedules_at_start: WeakKeyDictionary[LRScheduler, tuple] = WeakKeyDictionary()
+        self.test_loader: DataLoader | None = None
+        self.known_predictions: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def open(
-        cls,
-        session: Session,
-        data: ImageData,
-        max_lr: float | None = None,  # None: the LR finder will choose it
-        *,
-        name: str | None = None,  # of the folder; default: the session's
-        cpu: bool = False,
-        tensorboard: bool = False,
-        epochs: int | None = None,  # default: the recipe's, and 2 in smoke mode
-        **changes,  # other fields of the recipe, for example seed=1
-    ) -> "Run":
-        """Choose the device, adapt the recipe to the data and open the run's folder.
+    def open(cls, name: str, recipe: Recipe, data: ImageData, cpu: bool = False) -> "Run":
+        """Choose the device, adapt the recipe to the number of images, and lock the run's folder.
 
-        Raises TrainingError: a setting is out of its range. FileError: the folder or its checkpoint cannot be used.
+        Nothing is moved or written. Raises FileError: another process uses the folder.
         """
-        recipe = session.recipe.for_images(len(data.train_labels))
-        default = SMOKE_EPOCHS if smoke() else recipe.epochs
-        recipe = replace(recipe.for_epochs(default if epochs is None else epochs), **changes)
-        check_settings(recipe, max_lr)
-        state = join_processes(cpu)
-        recipe = recipe.for_processes(state.num_processes)
-        folder, saved = run_folder(name or recipe.name), None
-        plan = {"recipe": asdict(recipe), "data": data.name, "max_lr": max_lr}
-        if state.is_main_process:
-            saved = load_checkpoint(folder) if is_unfinished(folder, plan) else None
-            open_folder(folder, plan)
-        # A resumed run keeps its precision, so that both parts are comparable.
-        precision = broadcast(saved and saved.get("precision")) or recipe.precision
-        accelerator = make_accelerator(cpu, folder if tensorboard else None, precision)
-        accelerator.init_trackers("tensorboard")
-        loaders = make_loaders(data, recipe, accelerator.device)
-        run = cls(replace(session, recipe=recipe), data, accelerator, folder, loaders)
-        run.build()
-        return run
+        recipe = recipe.for_images(len(data.train_labels))
+        if smoke():
+            recipe = recipe.replace(epochs=min(recipe.epochs, SMOKE_EPOCHS))
+        folder = RunFolder(run_folder(name), temporary=smoke())
+        return cls(name, recipe, data, choose_device(cpu), folder)
 
     def __str__(self) -> str:
-        return f"{hardware_of(self.accelerator)}\n{self.data}"
+        return f"{hardware_of(self.device, self.precision)}\n{self.data}"
 
-    def new_network(self) -> tuple[nn.Module, Optimizer]:
-        """A network and its optimizer from the recipe's seed; each process draws its own augmentation."""
-        set_seed(self.session.recipe.seed, device_specific=True)
-        return self.session.build(self.accelerator.device)
+    def build(self, network: Callable[[], nn.Module]) -> nn.Module:
+        """Make the network on the device, from the recipe's seed.
 
-    def build(self) -> nn.Module:
-        """Make the network; later calls reset the same one, so that a notebook's variable stays the trained one."""
-        model, self.optimizer = self.new_network()
-        if self.model is None:
-            self.model = model
-        else:
-            self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.model.load_state_dict(model.state_dict())
-            self.optimizer = self.session.optimizer(self.model, self.session.recipe.weight_decay)
+        ``network`` is a class or function without arguments, such as ``TransformerModel`` or
+        ``partial(TransformerModel, a=8)``. TrainingError: its file has changed since its import.
+        """
+        self.network = NetworkInfo.of(network)
+        self.network_function = network
+        torch.manual_seed(self.recipe.seed)
+        model = network().to(self.device).to(memory_format=memory_format(self.device))
+        self.model = model
+        self.weights_at_start = copy.deepcopy(model.state_dict())
+        self.random_at_start = random_state(self.device)
+        self.folder.wait_for_start()
+        self.forget_results()
+        return model
+
+    def forget_results(self) -> None:
+        """Forget what an earlier training measured: it is not of the weights as they are now."""
         self.history = History()
-        self.__dict__.pop("predictions", None)
-        return self.model
+        self.known_predictions = None
 
-    def find_lr(self) -> LRSearch:
-        """Run the LR range test on a newly built network, or read the result of the run that resumes."""
-        file, search = self.folder / "lr_finder.json", None
-        if self.accelerator.is_main_process:
-            with suppress(OSError, ValueError, TypeError):  # it is not there, or damaged
-                search = LRSearch(**json.loads(file.read_text("utf-8")))
-            if search is None:
-                steps = SMOKE_SEARCH_STEPS if smoke() else SEARCH_STEPS
-                search = find_lr(*self.new_network(), self.loaders[0], self.accelerator, steps)
-                write_text(file, json.dumps(asdict(search)))
-        self.search = broadcast(search)
+    def find_lr(self, model: nn.Module, optimizer: Optimizer, train_loader: DataLoader) -> LRSearch:
+        """Run the LR range test on the new network, or read its result if the run resumes."""
+        self.check_network(model)
+        self.check_optimizer(optimizer)
+        plan = json.loads(
+            json.dumps(
+                plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
+            )
+        )
+        self.search = self.read_search(plan)
+        if self.search is None:
+            self.rewind(optimizer)
+            steps = SMOKE_SEARCH_STEPS if smoke() else schedule.SEARCH_STEPS
+            self.search = schedule.find_lr(model, optimizer, train_loader, self.precision, steps)
+            self.forget_results()
+            content = {"plan": plan, "search": asdict(self.search)}
+            self.folder.write("lr_finder.json", json.dumps(content).encode())
         return self.search
 
-    def fit(self, max_lr: float) -> History:
-        """Train by the one-cycle policy; after each epoch the folder holds the log, the history and a checkpoint.
+    def read_search(self, plan: dict) -> LRSearch | None:
+        """The saved result of an LR range test with this plan; None if there is none."""
+        saved = self.folder.read_json("lr_finder.json")
+        if saved is None or saved.get("plan") != plan:
+            return None
+        try:
+            return LRSearch(**saved["search"])
+        except (KeyError, TypeError):
+            return None
 
-        It starts from the checkpoint if that is of the same max LR, else from what ``build`` makes, never from weights
-        that an interruption has left. A run that resumes ends exactly as if it had never been interrupted.
+    def fit(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        train_loader: DataLoader,
+        test_loader: DataLoader,
+    ) -> History:
+        """Train; after each epoch the folder holds the log, the history and a checkpoint.
+
+        A run that resumes ends exactly as if it had never been interrupted. It resumes if
+        everything that the training depends on is the same; any other run in the folder is moved
+        aside, with a line that says what differs.
         """
-        check_settings(self.session.recipe, max_lr)
-        self.build()
-        recipe, accelerator, path = self.session.recipe, self.accelerator, self.folder / "checkpoint.pt"
-        settings = f"{recipe.epochs} epochs, max LR {max_lr:.4f}, seed {recipe.seed}"
-        accelerator.print(f"{self.data.name}, {settings}, {hardware_of(accelerator)}", flush=True)
-        saved = None
-        if accelerator.is_main_process:
-            saved = load_checkpoint(self.folder)
-            if saved and saved.get("max_lr") != max_lr:
-                accelerator.print(move_aside(self.folder, keep=("plan.json", "lr_finder.json")), flush=True)
-                saved = None
-        saved = broadcast(saved)
-        accelerator.free_memory()  # of an earlier call
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
-        scheduler = one_cycle(self.optimizer, max_lr, recipe, batches=len(self.loaders[0]))
-        model, optimizer, *loaders = accelerator.prepare(self.model, self.optimizer, *self.loaders)
+        self.check_network(model)
+        self.check_optimizer(optimizer)
+        self.check_schedule(scheduler, optimizer, steps=self.recipe.epochs * len(train_loader))
+        self.say_if_the_network_has_changed()
+        self.rewind(optimizer, scheduler)
+        self.forget_results()
+        self.test_loader = test_loader
+        before = plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
+        self.folder.start(plan_of_training(before, criterion, scheduler, self.recipe))
+        saved = load_checkpoint(self.folder)
+        saved_precision = saved.get("precision") if saved else None
+        self.precision = choose_precision(self.recipe.precision, saved_precision, self.device)
+        step = TrainingStep(
+            model, criterion, optimizer, scheduler, self.precision, self.recipe.max_grad_norm
+        )
+        try:
+            self.history = self.train(step, train_loader, test_loader, saved)
+        except BaseException:
+            self.forget_results()  # the weights of an unfinished epoch are nobody's result
+            raise
+        finally:
+            # The learning rate is back at its start, where the next schedule finds it.
+            self.rewind_schedule(scheduler)
+        return self.history
+
+    def train(
+        self,
+        step: TrainingStep,
+        train_loader: DataLoader,
+        test_loader: DataLoader,
+        saved: dict | None,
+    ) -> History:
+        """Train from the checkpoint ``saved``, or from the start, to the last epoch; save weights."""
+        recipe = self.recipe
+        self.folder.write("network.py", self.network.source.encode())
+        print(
+            f"{self.network.title} on {self.data.name}, {recipe.epochs} epochs, seed {recipe.seed}, "
+            f"{hardware_of(self.device, self.precision)}",
+            flush=True,
+        )
         if recipe.compile:
-            compile_where_it_pays(model, accelerator, steps=recipe.epochs * len(loaders[0]))
-        # self.model, because what prepare returned may be wrapped, which would change the keys of the weights
-        order = getattr(loaders[0], "synchronized_generator", None)
-        state = TrainingState(self.model, optimizer, scheduler, order, accelerator, max_lr)
-        history = self.history
+            compile_where_it_pays(step.model, self.device, steps=recipe.epochs * len(train_loader))
+        history = History()
         if saved:
-            history = state.restore(saved, path)
-            accelerator.print(f"Resuming after epoch {len(history.lr)}:", *history.log, sep="\n", flush=True)
-        about = partial(about_network, self.model, recipe, self.data)
+            history = restore_checkpoint(saved, step, self.folder)
+            print(f"Resuming after epoch {history.epochs}:", *history.log, sep="\n", flush=True)
 
-        def after_epoch(history: History) -> None:
-            measured = {name.replace("_", "/"): getattr(history, name)[-1] for name in MEASURES}
-            accelerator.log(measured, step=len(history.lr))
-            state.save(path, history, about())
-            if accelerator.is_main_process:
-                write_history(self.folder, history)
+        def save(history: History) -> None:
+            save_checkpoint(self.folder, step, history, self.content(step.model))
 
-        fit(model, optimizer, scheduler, tuple(loaders), recipe, accelerator, history, after_epoch)
-        if accelerator.is_main_process:
-            save_tensors(self.folder / "weights.pt", about())
-        self.history, self.max_lr = history, max_lr  # only now: weights of an unfinished epoch are nobody's result
+        training.fit(step, train_loader, test_loader, recipe.epochs, history, after_epoch=save)
+        self.folder.write("weights.pt", as_bytes(self.content(step.model)))
         return history
 
-    @cached_property
-    def predictions(self) -> tuple[Tensor, Tensor]:
-        """Logits ``(N, 10)`` and labels ``(N,)`` of the test images; ``build`` forgets them."""
-        return predict(self.model, self.loaders[1])
+    def content(self, model: nn.Module) -> dict:
+        """What weights.pt holds of ``model``."""
+        return network_content(model, self.network, self.recipe, self.data)
+
+    def check_network(self, model: nn.Module) -> None:
+        """Raise TrainingError unless ``build`` has made ``model``."""
+        if self.model is None or model is not self.model:
+            raise TrainingError(
+                "this network is not the one that run.build made: "
+                "run the cell with run.build and the cells after it."
+            )
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Raise TrainingError unless ``optimizer`` updates weights of the network."""
+        if isinstance(optimizer, LBFGS):
+            raise TrainingError("LBFGS needs several passes a step: use another optimizer.")
+        own = {id(parameter) for parameter in self.model.parameters()}  # type: ignore[union-attr]
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in own:
+                    raise TrainingError(
+                        "the optimizer holds the weights of another network: "
+                        "run the cell that makes it, and the cells after it."
+                    )
+
+    def check_schedule(self, scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> None:
+        """Raise TrainingError unless ``scheduler`` can be stepped ``steps`` times."""
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise TrainingError(
+                "ReduceLROnPlateau is stepped after an epoch, with its loss, but this loop steps "
+                "the schedule after every batch: use another one."
+            )
+        if scheduler.optimizer is not optimizer:
+            raise TrainingError(
+                "the schedule belongs to another optimizer: run the cell that makes it again."
+            )
+        total = getattr(scheduler, "total_steps", steps)
+        if total < steps:
+            raise TrainingError(
+                f"the schedule has {total} steps, but {self.recipe.epochs} epochs have {steps}: "
+                "make it for recipe.epochs × len(train_loader) steps."
+            )
+
+    def say_if_the_network_has_changed(self) -> None:
+        """Print a line if the network's file has changed since ``build``."""
+        try:
+            check_unchanged(underlying(self.network_function))
+        except TrainingError as error:
+            print(f"{error} This run trains the network as it was built.", flush=True)
+
+    def rewind(self, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> None:
+        """Put network, optimizer, schedule and random state back to where the training starts."""
+        assert self.model is not None
+        self.model.load_state_dict(self.weights_at_start)
+        set_random_state(self.random_at_start, self.device)
+        if optimizer in self.optimizers_at_start:
+            content = {
+                "state": copy.deepcopy(self.optimizers_at_start[optimizer]),
+                "param_groups": optimizer.state_dict()["param_groups"],
+            }
+            optimizer.load_state_dict(content)
+            optimizer.zero_grad()
+        else:
+            self.optimizers_at_start[optimizer] = copy.deepcopy(optimizer.state_dict()["state"])
+        if scheduler is not None:
+            self.rewind_schedule(scheduler)
+
+    def rewind_schedule(self, scheduler: LRScheduler) -> None:
+        """Put a schedule, and the learning rates of its optimizer, back to its first step."""
+        groups = scheduler.optimizer.param_groups
+        if scheduler not in self.schedules_at_start:
+            settings = [
+                {name: group[name] for name in group if name != "params"} for group in groups
+            ]
+            self.schedules_at_start[scheduler] = copy.deepcopy((scheduler.state_dict(), settings))
+            return
+        state, settings = copy.deepcopy(self.schedules_at_start[scheduler])
+        scheduler.load_state_dict(state)
+        for group, values in zip(groups, settings, strict=True):
+            group.update(values)
 
     @property
-    def sample(self) -> tuple[Tensor, Tensor]:
-        """One batch of augmented training images ``(B, 3, 32, 32)`` and their labels ``(B,)``, always the same."""
-        device = self.accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.session.recipe.seed)
-            return next(iter(self.loaders[0]))
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """Logits ``(N, 10)`` and labels ``(N,)`` of the test images, by the trained network."""
+        self.check_trained()
+        if self.known_predictions is None:
+            assert self.model is not None and self.test_loader is not None
+            self.known_predictions = training.predict(self.model, self.test_loader, self.precision)
+        return self.known_predictions
 
-    def normalized(self, indices: Tensor) -> Tensor:
-        """Some test images by their indices, as the network sees them: ``(N, 3, 32, 32)``, on its device."""
-        return self.data.normalize(self.data.test_images[indices].to(self.accelerator.device))
+    def check_trained(self) -> None:
+        """Raise TrainingError unless ``fit`` has trained the network to the last epoch."""
+        if self.history.epochs < self.recipe.epochs:
+            raise TrainingError(
+                "the network is not trained to the end: call fit first, which also resumes."
+            )
 
-    def show(self, *names: str) -> None:
-        """Draw and save pictures of ``utils.plots``, and display them in a notebook; a line says which cannot be drawn."""
-        for name in names:
-            try:
-                with plots.style():
-                    figure = getattr(plots, name)(self)
-                    replace_file(self.folder / f"{name}.png", partial(figure.savefig, format="png"))
-                    if self.accelerator.trackers:
-                        tensorboard = self.accelerator.get_tracker("tensorboard", unwrap=True)
-                        tensorboard.add_figure(name, figure, len(self.history.lr))
-                    if "ipykernel" in sys.modules:
-                        from IPython.display import display
+    def show(self, picture: Callable[..., Figure], *content: object) -> None:
+        """Draw and save a picture of ``utils.plots`` and display it in a notebook.
 
-                        display(figure)
-            except Exception as error:
-                if smoke() or isinstance(error, FileError):  # tests must see it; on a full disk, all would fail
-                    raise
-                reason = str(error).partition("\n")[0]
-                print(f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).", flush=True)
+        ``content`` is what the picture shows. A picture that cannot be drawn costs one line.
+        """
+        name = picture.__name__
+        try:
+            with plots.style():
+                png = as_png(picture(*content))
+        except Exception as error:
+            if smoke():  # tests must see it
+                raise
+            reason = str(error).partition("\n")[0]
+            print(
+                f"The picture {name} cannot be drawn ({type(error).__name__}: {reason}).",
+                flush=True,
+            )
+            return
+        self.folder.write(f"{name}.png", png)
+        if "ipykernel" in sys.modules:
+            from IPython.display import Image, display
 
-    def finish(self) -> dict:
-        """Write ``run.json``, which marks the run as finished, and print the results; TrainingError if it is not trained."""
-        if len(self.history.lr) < self.session.recipe.epochs:
-            raise TrainingError("the network is not trained to the end: call fit first, which also resumes.")
-        facts = results(self)
-        write_text(self.folder / "run.json", json.dumps(facts, indent=2) + "\n")
-        self.accelerator.end_training()
-        print(summary(facts), flush=True)
-        return facts
+            display(Image(png))
 
-    def submission(self) -> str:
-        """Write ``submission.md``, what the assignment page asks for; returns what it holds, in a few lines."""
-        return write_submission(self.folder, self.session.answers, repository())
+    def finish(self) -> None:
+        """Write ``run.json``, which marks the run as finished, and print the results.
+
+        Raises TrainingError: the network is not trained to the end.
+        """
+        self.check_trained()
+        assert self.model is not None
+        facts = report.results(
+            self.recipe,
+            self.data,
+            self.history,
+            self.network,
+            self.model,
+            hardware_of(self.device, self.precision),
+            self.precision,
+        )
+        self.folder.write("run.json", (json.dumps(facts, indent=2) + "\n").encode())
+        self.folder.finished_here = True
+        print(report.summary(facts), flush=True)
+
+    def submission(self, address: str = "") -> str:
+        """Write ``submission.md``, what the assignment page asks for; returns a line about it.
+
+        ``address`` is that of the repository; by default, and if it is a placeholder, git's.
+        Raises TrainingError: the run is not finished.
+        """
+        facts = self.folder.read_json("run.json")
+        if facts is None or self.history.epochs < self.recipe.epochs:
+            raise TrainingError("there is no finished run to hand in: call run.finish() first.")
+        if not address or "OWNER/NAME" in address:
+            address = repository()
+        log = (self.folder.path / "training_log.txt").read_text("utf-8")
+        source = (self.folder.path / "network.py").read_text("utf-8")
+        text = report.submission_text(facts, address, source, log)
+        self.folder.write("submission.md", text.encode())
+        line = f"{self.folder.path}/submission.md answers the assignment page, point by point."
+        first, _, _ = text.partition("\n")
+        return f"{first}\n{line}" if first.startswith("**") else line
+
+    def download(self) -> None:
+        """Say where the results are; on Colab, offer them as one file, before they are deleted."""
+        if "google.colab" not in sys.modules:
+            print(f"Log, weights, pictures and submission.md: {self.folder.path}/", flush=True)
+            return
+        from google.colab import files  # type: ignore[import-not-found]
+
+        archive = shutil.make_archive(self.name, "zip", self.folder.path)
+        print(f"Downloading {Path(archive).name}: Colab deletes this machine later.", flush=True)
+        files.download(archive)
 
 
-def check_settings(recipe: Recipe, max_lr: float | None) -> None:
-    """Raise TrainingError if a setting is out of its range."""
-    counts = ("epochs", recipe.epochs, 1, 10_000), ("batch size", recipe.batch_size, 1, 1_000_000)
-    for name, value, low, high in (*counts, ("seed", recipe.seed, 0, 2**32 - 1), ("max LR", max_lr, 1e-9, 1e6)):
-        if value is not None and not low <= value <= high:
-            raise TrainingError(f"{name} is {value}: it must be from {low} to {high}.")
+def as_png(figure: Figure) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

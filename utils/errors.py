@@ -28,16 +28,27 @@ class FileError(UserError):
 
 @contextlib.contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turn a GPU's out-of-memory error into a TrainingError that says which batch size to try."""
-    import torch  # here, because the import takes two seconds
-
+    """Turn an out-of-memory error into a TrainingError that says which batch size to try."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = max(1, batch_size // 2)
         raise TrainingError(
-            f"the GPU is out of memory with batches of {batch_size} images: try {max(1, batch_size // 2)} "
-            "(main.py: --batch-size; notebook: batch_size in utils/recipes.py)."
+            f"out of memory with batches of {batch_size} images: try {smaller} (notebook: "
+            f".replace(batch_size={smaller}) after the recipe; main.py: --batch-size {smaller})."
         ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU, an Apple GPU or the CPU had no memory left; only CUDA has a type for it."""
+    import torch  # here, because the import takes two seconds
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "out of memory" in text or "DefaultCPUAllocator" in text
 
 
 @contextlib.contextmanager
@@ -58,4 +69,8 @@ def one_line_errors(program: str) -> Iterator[None]:
         # The interpreter flushes standard output at exit, which would raise the error again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         # A reader such as `| head` that has what it wanted is no error to report.
-        sys.exit(1 if isinstance(error, BrokenPipeError) else f"{program}: standard output: {error.strerror}")
+        sys.exit(
+            1
+            if isinstance(error, BrokenPipeError)
+            else f"{program}: standard output: {error.strerror}"
+        )

@@ -7,10 +7,11 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from utils.system.errors import FileError
+from utils.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -37,7 +38,9 @@ def write_text(path: Path, text: str) -> None:
 def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
     """Hold the file lock ``path``, or say what another process is doing and wait for it."""
     lock = FileLock(path)
-    with contextlib.suppress(OSError, NotImplementedError):  # in a read-only folder, or on a disk without locks
+    with contextlib.suppress(
+        OSError, NotImplementedError
+    ):  # in a read-only folder, or on a disk without locks
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -49,17 +52,34 @@ def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
         lock.release()
 
 
-def save_tensors(path: Path, content: dict) -> None:
-    """Write ``content``, which holds tensors and plain values, atomically; raises FileError."""
+def as_bytes(content: dict) -> bytes:
+    """``content``, which holds tensors and plain values, as ``torch.save`` writes it to a file."""
     import torch
 
     buffer = io.BytesIO()  # on a full disk, torch.save itself raises "unexpected pos 704 vs 598"
-    torch.save(content, buffer)
-    replace_file(path, lambda part: part.write_bytes(buffer.getbuffer()))
+    torch.save(plain(content), buffer)
+    return buffer.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, also inside dicts, lists and tuples.
+
+    ``load_tensors`` could not read them: to PyTorch, they are objects that could run code.
+    """
+    if isinstance(value, dict):
+        return {plain(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(plain(part) for part in value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
 
 
 def load_tensors(path: str | Path) -> dict:
-    """What ``save_tensors`` wrote, on the CPU; FileError if it is damaged or holds more than tensors and plain values."""
+    """What ``as_bytes`` made of tensors and plain values, on the CPU.
+
+    Raises FileError: the file is damaged, or holds objects that could run code.
+    """
     import torch
 
     wrong = "is not a weights file: give the weights.pt of a run."
