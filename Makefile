@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# one process per core; the tests of one file share a process, and the longest files are among the first
-PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
+PARALLEL := -n auto  # one process per core
 
 .PHONY: help session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
@@ -18,7 +17,7 @@ help:
 	@echo "make colab               write the repository's address into badges and setup cells"
 	@echo "make clean               remove .venv"
 
-# DATA=path of a folder or an archive of images, cifar10, digits or auto (the default)
+# DATA=path of a folder of images, cifar10, digits or auto (the default)
 session7 session8 session9: $(VENV)/.ready
 	$(RUN) -m tools.execute $(@:session%=%)
 
@@ -52,7 +51,7 @@ colab:
 	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }
 	sed -i.bak -E 's#(colab\.research\.google\.com/github/)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#\1$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
 
-$(VENV)/.ready: requirements.txt constraints.txt
+$(VENV)/.ready: requirements.txt requirements-notebook.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -r requirements.txt -c constraints.txt
 	touch $@

@@ -1,8 +1,8 @@
-"""Session 7: ResNet-18 for images of 32×32 (EVA8 assignment, session 7).
+"""Session 7 of EVA8: ResNet-18 for images of 32×32 pixels.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385.
-The paper's ImageNet stem (a 7×7 convolution with stride 2 and max pooling) would reduce a 32×32 image to
-8×8 before the first block. A 3×3 convolution with stride 1 replaces it.
+The paper's ImageNet stem (a 7×7 convolution with stride 2 and max pooling) would reduce a 32×32
+image to 8×8 before the first block. A 3×3 convolution with stride 1 replaces it.
 """
 
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class BasicBlock(nn.Module):
     """Conv 3×3 → BN → ReLU → Conv 3×3 → BN, plus the input, → ReLU.
 
-    Shapes: ``(B, channels_in, H, W)`` → ``(B, channels_out, H/stride, W/stride)``. If the shape changes,
-    a 1×1 convolution projects the input to the new shape.
+    Shapes: ``(B, channels_in, H, W)`` → ``(B, channels_out, H/stride, W/stride)``. If the shape
+    changes, a 1×1 convolution projects the input to the new shape.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -25,7 +25,8 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False),
+                nn.BatchNorm2d(channels_out),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,16 +36,19 @@ class BasicBlock(nn.Module):
 
 
 def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
-    """``blocks`` residual blocks; the first one changes the number of channels and, by ``stride``, the size."""
+    """``blocks`` residual blocks; the first one changes the number of channels and the size."""
     first = BasicBlock(channels_in, channels_out, stride)
-    return nn.Sequential(first, *(BasicBlock(channels_out, channels_out, stride=1) for _ in range(blocks - 1)))
+    return nn.Sequential(
+        first, *(BasicBlock(channels_out, channels_out, stride=1) for _ in range(blocks - 1))
+    )
 
 
 class ResNet(nn.Module):
-    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks`` is the number of blocks in each of the four stages.
+    """Image ``(B, 3, 32, 32)`` → logits ``(B, 10)``; ``blocks`` are those in each of four stages.
 
-    The inputs of the last layer are 512 averages of ReLU outputs, all positive: their weights' gradients have one sign,
-    so a single step can move a logit far. Logits scaled by 1/4 allow a higher learning rate.
+    The inputs of the last layer are 512 averages of ReLU outputs, all positive: their weights'
+    gradients have one sign, so a single step can move a logit far. Logits scaled by 1/4 allow a
+    higher learning rate.
     """
 
     LOGIT_SCALE = 0.25

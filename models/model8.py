@@ -1,12 +1,14 @@
-"""Session 8: the custom ResNet (EVA8 assignment, session 8; modeled on https://github.com/davidcpage/cifar10-fast)."""
+"""Session 8 of EVA8: a custom ResNet, modeled on https://github.com/davidcpage/cifar10-fast."""
 
 from torch import Tensor, nn
 
 
 def conv_bn_relu(channels_in: int, channels_out: int, pool: bool = False) -> list[nn.Module]:
-    """3×3 convolution with padding 1 (same size) → max pooling by 2 if ``pool`` → BatchNorm → ReLU."""
+    """3×3 convolution (same size) → max pooling by 2 if ``pool`` → BatchNorm → ReLU."""
     return [
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),  # BatchNorm has a bias
+        nn.Conv2d(
+            channels_in, channels_out, kernel_size=3, padding=1, bias=False
+        ),  # BatchNorm has a bias
         *([nn.MaxPool2d(2)] if pool else []),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
@@ -34,12 +36,13 @@ class ResLayer(nn.Module):
 class CustomResNet(nn.Module):
     """The assigned network: 6,573,130 parameters, image ``(B, 3, 32, 32)`` → logits ``(B, 10)``.
 
-    The assignment ends the network with a softmax. Cross-entropy already includes it, and a second one
-    would keep the loss above 1.46, so the network returns logits.
+    The assignment ends the network with a softmax. Cross-entropy already includes it, and a second
+    one would keep the loss above 1.46, so the network returns logits.
 
-    The inputs of the last layer, the maxima of 512 feature maps, are large: the loss of the untrained network is 3 to 5,
-    where a uniform guess has ln 10 = 2.3, and a single step moves the logits far. Logits scaled by 1/8, as in
-    cifar10-fast, start near the uniform guess and allow a higher learning rate.
+    The inputs of the last layer, the maxima of 512 feature maps, are large: the loss of the
+    untrained network is 3 to 5, where a uniform guess has ln 10 = 2.3, and a single step moves the
+    logits far. Logits scaled by 1/8, as in cifar10-fast, start near the uniform guess and allow a
+    higher learning rate.
     """
 
     LOGIT_SCALE = 0.125

@@ -1,4 +1,4 @@
-"""Session 9: ULTIMUS, three convolutions and four small attention blocks (EVA8 assignment, session 9)."""
+"""Session 9 of EVA8: ULTIMUS, three convolutions and four small attention blocks."""
 
 import math
 
@@ -12,7 +12,8 @@ HEAD = 8  # width of K, Q and V inside a block
 def conv_bn_relu(channels_in: int, channels_out: int) -> list[nn.Module]:
     """3×3 convolution with padding 1 (same size) → BatchNorm → ReLU → Dropout(0).
 
-    The network underfits, so nothing is dropped. The layer stays because it counts in the names of published weights.
+    The network underfits, so nothing is dropped. The layer stays, because it counts in the names of
+    published weights.
     """
     return [
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
@@ -25,13 +26,15 @@ def conv_bn_relu(channels_in: int, channels_out: int) -> list[nn.Module]:
 class UltimusBlock(nn.Module):
     """Attention among the eight features of one image. Images do not attend to each other.
 
-    K, Q and V have eight features per image. Row i of the attention matrix is how feature i of Q distributes its
-    attention over the features of K. V weights those rows, and ``fc_out`` maps their sum back to 48 features.
+    K, Q and V have eight features per image. Row i of the attention matrix is how feature i of Q
+    distributes its attention over the features of K. V weights those rows, and ``fc_out`` maps
+    their sum back to 48 features.
 
-    Shapes: X ``(B, 48)`` → ``(B, 48)``. There is no residual connection: what a block drops is gone.
+    Shapes: X ``(B, 48)`` → ``(B, 48)``. There is no residual connection: what a block drops is
+    gone.
 
-    As in the assignment, the scale is outside the softmax: AM = softmax(QᵀK)/√8. (In "Attention Is All
-    You Need" it is inside.)
+    As in the assignment, the scale is outside the softmax: AM = softmax(QᵀK)/√8. (In "Attention Is
+    All You Need" it is inside.)
     """
 
     def __init__(self) -> None:
@@ -42,7 +45,7 @@ class UltimusBlock(nn.Module):
         self.fc_out = nn.Linear(HEAD, DIM)
 
     def attention(self, x: Tensor) -> Tensor:
-        """AM = softmax(QᵀK)/√8 for each image: X ``(B, 48)`` → ``(B, 8, 8)``; each row sums to 1/√8."""
+        """AM = softmax(QᵀK)/√8 of each image: X ``(B, 48)`` → ``(B, 8, 8)``."""
         k, q = self.fc_k(x), self.fc_q(x)  # (B, 8) each
         scores = q[:, :, None] * k[:, None, :]  # (B, 8, 8): QᵀK for each image
         return torch.softmax(scores, dim=-1) / math.sqrt(HEAD)
@@ -59,16 +62,20 @@ class TransformerModel(nn.Module):
     It returns logits, because cross-entropy already includes the softmax.
 
     Args:
-        a: side of the last feature map in pixels. 32 is the assignment's; 8 adds max pooling by 2 after
-            each of the first two convolutions. It has the same parameters and takes a third of the time.
-        init: ``"ours"`` initializes the blocks with ``near_isometry`` and the first convolution with
-            ``cosine_filters``. For comparison, ``"near_isometry"`` does only the former and ``"pytorch"`` neither.
+        a: side of the last feature map in pixels. The assignment leaves it open; 32 is its example.
+            8 adds max pooling by 2 after each of the first two convolutions: the same parameters,
+            in a fifth of the time.
+        init: ``"ours"`` initializes the blocks with ``near_isometry`` and the first convolution
+            with ``cosine_filters``. For comparison, ``"near_isometry"`` does only the former and
+            ``"pytorch"`` neither.
     """
 
     def __init__(self, a: int = 32, init: str = "ours") -> None:
         super().__init__()
         if a not in (32, 8):
-            raise ValueError(f"a is {a!r}: it must be 32 (no pooling) or 8 (pooling after two convolutions)")
+            raise ValueError(
+                f"a is {a!r}: it must be 32 (no pooling) or 8 (pooling after two convolutions)"
+            )
         pool = [nn.MaxPool2d(2)] if a == 8 else []
         self.conv_block = nn.Sequential(
             *conv_bn_relu(3, 16),  # (B, 16, 32, 32)
@@ -94,8 +101,8 @@ class TransformerModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # (B, 48)
-        # Attention weights differ by a few percent, but bfloat16 has only three digits. Full precision
-        # from here on costs nothing, with 48 features per image.
+        # Attention weights differ by a few percent, but bfloat16 has only three digits. Full
+        # precision from here on costs nothing, with 48 features per image.
         with torch.autocast(x.device.type, enabled=False):
             x = self.ultimus_blocks(x.to(self.final_fc.weight.dtype))  # (B, 48)
             return self.final_fc(x)  # (B, 10)
@@ -103,46 +110,52 @@ class TransformerModel(nn.Module):
 
 @torch.no_grad()
 def cosine_filters(conv: nn.Module) -> None:
-    """Initialize the first convolution with the directions along which 3×3 patches of natural images vary most.
+    """Initialize the first convolution with the directions along which image patches vary most.
 
-    On CIFAR-10, the eight leading principal components of the patches are, to two digits, products of three cosines:
-    one over the rows, one over the columns and one over the colors (mean, red − blue, red − 2 green + blue). They are
-    the brightness, both color differences, both slopes, the diagonal and both curvatures. Each of them is used with
-    both signs, because ReLU keeps only one half: 16 filters. Random filters would have to learn these directions first.
+    On CIFAR-10, the eight leading principal components of the 3×3 patches are close to products of
+    three cosines: one over the rows, one over the columns and one over the colors (mean, red −
+    blue, red − 2 green + blue). They are the brightness, both color differences, both slopes, the
+    diagonal and both curvatures. Each of them is used with both signs, because ReLU keeps only one
+    half: 16 filters. Random filters would have to learn these directions first.
 
     Source: the whitening layer of airbench, https://arxiv.org/abs/2404.00498
     """
-    cosines = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])  # mean, slope and curvature over three points
+    # Mean, slope and curvature over three points.
+    cosines = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
     cosines /= cosines.norm(dim=1, keepdim=True)
     color, row, column = torch.tensor(
         [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 0, 0), (0, 1, 1), (0, 2, 0), (0, 0, 2)]
     ).T
-    filters = torch.einsum("kc,ki,kj->kcij", cosines[color], cosines[row], cosines[column])  # (8, 3, 3, 3)
+    products = (cosines[color], cosines[row], cosines[column])
+    filters = torch.einsum("kc,ki,kj->kcij", *products)  # (8, 3, 3, 3)
     conv.weight.copy_(0.3 * torch.cat([filters, -filters]))  # (16, 3, 3, 3)
     conv.bias.zero_()
 
 
 @torch.no_grad()
 def near_isometry(blocks: nn.Sequential) -> None:
-    """Initialize the blocks as near-isometries: each one rotates its input but neither flattens nor rescales it.
+    """Initialize the blocks as near-isometries: they rotate their input and hardly rescale it.
 
-    Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of softmax(QᵀK) is close to
-    (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and ``fc_out`` can only write one of 48
-    directions. After four blocks, all images of a batch look the same, and the accuracy stays at 10% for a long time.
+    Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of
+    softmax(QᵀK) is close to (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and
+    ``fc_out`` can only write one of 48 directions. After four blocks, all images of a batch look
+    the same, and the accuracy stays at 10% for a long time.
 
-    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For small k, row i of the
-    softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of k. The bias of ``fc_v`` gives v the same
-    signs. The constant parts of the rows cancel, because there are as many + as −, and the rest adds up to
+    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For
+    small k, row i of the softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of
+    k. The bias of ``fc_v`` gives v the same signs. The constant parts of the rows cancel, because
+    there are as many + as −, and the rest adds up to
 
         Z_j = Σ_i v_i AM_ij ≈ (k_j − k̄)/√8.
 
     So Z is k without its mean: seven of eight directions survive. ``fc_k`` reads eight orthonormal
-    directions of X, ``fc_out`` writes eight orthonormal directions times √8, and the ``fc_k`` of the
-    next block reads exactly the directions that were written. Small random weights in Q and V (0.3 times
-    PyTorch's) let the attention differ between images from the start.
+    directions of X, ``fc_out`` writes eight orthonormal directions times √8, and the ``fc_k`` of
+    the next block reads exactly the directions that were written. Small random weights in Q and V
+    (0.3 times PyTorch's) let the attention differ between images from the start.
 
-    Only the product of q and k matters, so K's weights are three times and Q's biases a third of this. Adam changes
-    every weight by about the learning rate in a step, so larger weights in K turn more slowly.
+    Only the product of q and k matters, so K's weights are three times and Q's biases a third of
+    this. Adam changes every weight by about the learning rate in a step, so larger weights in K
+    turn more slowly.
     """
     signs = torch.tensor([1.0] * (HEAD // 2) + [-1.0] * (HEAD // 2))
     read = nn.init.orthogonal_(torch.empty(HEAD, DIM))  # orthonormal rows

@@ -18,13 +18,13 @@ from utils.settings import run_folder
 
 
 class EchoingClient(NotebookClient):
-    """Prints the output of the cells, including progress bars, and stops when that fails, as when a pipe is closed."""
+    """Prints the output of the cells as it comes, and stops when that fails (a closed pipe)."""
 
     unwritable: OSError | None = None
     task: asyncio.Task
 
     def create_kernel_manager(self):
-        """Without folders of kernels, "python3" is this Python, whatever kernels the user has installed."""
+        """Without folders of kernels, "python3" is this Python, whatever the user has installed."""
         manager = super().create_kernel_manager()
         manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
         return manager
@@ -50,10 +50,16 @@ class EchoingClient(NotebookClient):
 def execute(notebook: Path) -> nbformat.NotebookNode:
     """Run ``notebook`` with this Python in the current folder and return it with its outputs.
 
-    Of each progress bar, only the last state is kept, of a cleared bar nothing. Standard error is shown, but not kept.
+    Of each progress bar, only the last state is kept, of a cleared bar nothing. Standard error is
+    shown, but not kept.
     """
     content = nbformat.read(notebook, as_version=4)
-    options: dict = {"timeout": None, "kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate"}
+    options: dict = {
+        "timeout": None,
+        "kernel_name": "python3",
+        "record_timing": False,
+        "shutdown_kernel": "immediate",
+    }
     quiet = ["--IPKernelApp.log_level=40"]  # errors only, no warnings about sockets
     client = EchoingClient(content, extra_arguments=quiet, **options)
     client.on_notebook_start = client.stop_on_signals
@@ -70,7 +76,9 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.execute", description="Run a session's notebook.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.execute", description="Run a session's notebook."
+    )
     parser.add_argument("session", type=int, choices=(7, 8, 9))
     session = f"session{parser.parse_args().session}"
     notebook = Path(f"{session}_assignment.ipynb")

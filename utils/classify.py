@@ -71,7 +71,7 @@ class Classifier:
 
 
 def saved_network(content: dict[str, Any], path: str | Path) -> Callable[[], nn.Module]:
-    """A function that makes the network that ``content`` names; FileError if only its author can."""
+    """A function that makes the network that ``content`` names; FileError if none is known."""
     saved = content.get("network")
     if saved is None and content.get("session") in NETWORKS:
         saved = {"class": NETWORKS[content["session"]], "arguments": {}}

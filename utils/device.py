@@ -22,7 +22,7 @@ def choose_device(cpu: bool = False) -> torch.device:
 
 
 def choose_precision(wanted: str, saved: str | None, device: torch.device) -> str:
-    """The precision to train in: the recipe's, else that of the run that resumes, else the fast one.
+    """The precision to train in: the recipe's, else that of a resumed run, else the fast one.
 
     A run that resumes keeps its precision, so that all its epochs are comparable. If this device
     cannot compute in it, a line says so, and the run goes on in the fast one.

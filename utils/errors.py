@@ -53,7 +53,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Exit with one line for a UserError or for a standard output that is closed, full or gone with its terminal."""
+    """Exit with one line for a UserError, or if standard output is closed, full or gone."""
     if sys.stdout is None:  # closed: print does nothing, but others expect a stream
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""Looking into a network: its table of layers, Grad-CAM, the singular values of its signal, attention maps."""
+"""Looking into a network: table of layers, Grad-CAM, singular values, attention maps."""
 
 import copy
 from pathlib import Path
@@ -33,18 +33,19 @@ def model_table(model: nn.Module, batch_size: int = 20) -> str:
 
 
 def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> Tensor:
-    """Grad-CAM: where in each image ``layer``, for example ``"layer3.0"``, finds evidence for a class.
+    """Grad-CAM: where in each image ``layer``, such as ``"layer3.0"``, finds evidence for a class.
 
-    Normalized images ``(N, 3, H, W)`` and one class for each, ``(N,)`` → heat maps ``(N, H, W)``, each from 0 to 1.
-    Raises ValueError: the layer's feature map is smaller than 5×5 pixels.
+    Normalized images ``(N, 3, H, W)`` and one class for each, ``(N,)`` → heat maps ``(N, H, W)``,
+    each from 0 to 1. Raises ValueError: the layer's feature map is smaller than 5×5 pixels.
 
-    Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package grad-cam.
+    Source: Selvaraju et al., https://arxiv.org/abs/1610.02391, as implemented in the package
+    grad-cam.
     """
     from pytorch_grad_cam import GradCAM  # here, because session 9 does not need it
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    # A copy, because Grad-CAM changes the mode, the gradients and the hooks. It computes in float32,
-    # because it uses NumPy.
+    # A copy, because Grad-CAM changes the mode, the gradients and the hooks. It computes in
+    # float32, because it uses NumPy.
     model = copy.deepcopy(model).float()
     if len(images) == 0:  # nothing is misclassified
         return images.new_zeros(images[:, 0].shape)
@@ -53,7 +54,8 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
     height, width = cam.activations_and_grads.activations[0].shape[-2:]
     if min(height, width) < 5:  # a coarser map says little, and the assignment does not allow it
         raise ValueError(
-            f"{layer}'s map is {height}×{width}, but Grad-CAM needs 5×5 or more: use an earlier layer"
+            f"{layer}'s map is {height}×{width}, but Grad-CAM needs 5×5 or more: "
+            "use an earlier layer"
         )
     return torch.from_numpy(heat)
 
@@ -62,9 +64,10 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, classes: Tensor) -> T
 def signal_spectra(model: TransformerModel, images: Tensor) -> Tensor:
     """Singular values of the signal after each stage, with the mean over the batch removed.
 
-    If one value is far larger than the rest, the batch lies on a line. Normalized images ``(N, 3, 32, 32)`` →
-    ``(5, min(N, 48))``, each row in descending order: of X after global average pooling and after each ULTIMUS block.
-    BatchNorm uses the statistics of these images, as in training, because an untrained network has no others.
+    If one value is far larger than the rest, the batch lies on a line. Normalized images ``(N, 3,
+    32, 32)`` → ``(5, min(N, 48))``, each row in descending order: of X after global average pooling
+    and after each ULTIMUS block. BatchNorm uses the statistics of these images, as in training,
+    because an untrained network has no others.
     """
     model = copy.deepcopy(model).train()  # a copy, because BatchNorm updates its running averages
     stages = [model.features(images)]  # (N, 48)
@@ -89,7 +92,10 @@ def initial_networks() -> dict[str, TransformerModel]:
 
 @torch.inference_mode()
 def attention_maps(model: TransformerModel, images: Tensor) -> Tensor:
-    """AM of every block for every image: normalized ``(N, 3, 32, 32)`` → ``(N, 4, 8, 8)``, rows sum to 1/√8."""
+    """AM of every block: normalized images ``(N, 3, 32, 32)`` → ``(N, 4, 8, 8)``.
+
+    Each row sums to 1/√8.
+    """
     model.eval()
     x = model.features(images)  # (N, 48)
     maps = []

@@ -1,4 +1,7 @@
-"""Atomic writes, locks, and tensors loaded without executing code. PyTorch is imported on use: it takes two seconds."""
+"""Atomic writes, locks, and tensors loaded without executing code.
+
+PyTorch is imported on use: it takes two seconds.
+"""
 
 import contextlib
 import io
@@ -15,15 +18,19 @@ from utils.errors import FileError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Rename a temporary file, which ``write`` makes, to ``path``; if that fails, raise FileError and change nothing."""
+    """Rename a temporary file, which ``write`` makes, to ``path``.
+
+    Raises FileError: that failed, and nothing has changed.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
         os.replace(part, path)
     except OSError as error:
         raise FileError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or fix the folder's permissions, "
-            "then run the same command again. Files that were written before are intact."
+            f"{path} cannot be written ({error.strerror or error}): free some space or fix the "
+            "folder's permissions, then run the same command again. "
+            "Files that were written before are intact."
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -89,7 +96,10 @@ def load_tensors(path: str | Path) -> dict:
             return content
     except pickle.UnpicklingError:
         if zipfile.is_zipfile(path):
-            wrong = "contains objects that could run code, so it was not loaded: only use files of this program."
+            wrong = (
+                "contains objects that could run code, so it was not loaded: "
+                "only use files of this program."
+            )
     except (OSError, EOFError, RuntimeError) as error:
         wrong = "is damaged or truncated: download it again, or move it away and train again."
         if isinstance(error, OSError) and error.filename:

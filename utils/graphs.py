@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class GraphedFunction:
-    """Calls a function; on a CUDA GPU, its kernels are recorded at the first call and then replayed.
+    """Calls a function; on a CUDA GPU, records its kernels at the first call and replays them.
 
     The kernels of a small network take less time than Python needs to launch them, one after the
     other. A CUDA graph launches all of them with one call. A replay computes what the function
@@ -95,7 +95,10 @@ def can_record(*inputs: Tensor) -> bool:
 
 
 def warm_up(work: Callable[[], object], device: torch.device) -> None:
-    """Call ``work`` on a stream of its own, as PyTorch asks for before a recording; the random state is restored."""
+    """Call ``work`` on a stream of its own, as PyTorch asks for before a recording.
+
+    The random state is restored.
+    """
     main, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     side.wait_stream(main)
     with torch.random.fork_rng(devices=[device]), torch.cuda.stream(side):
@@ -105,7 +108,10 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
 
 
 def capture(work: Callable[[], Result], device: torch.device) -> tuple[Callable[[], None], Result]:
-    """Record ``work``. Returns: a function that replays it, and its result, which each replay overwrites."""
+    """Record ``work``.
+
+    Returns: a function that replays it, and its result, which each replay overwrites.
+    """
     stream, generator = (
         torch.cuda.current_stream(device),
         torch.cuda.default_generators[device.index],
@@ -116,7 +122,8 @@ def capture(work: Callable[[], Result], device: torch.device) -> tuple[Callable[
         with torch.cuda.graph(graph):
             result = work()
     except Exception:
-        # What a failed recording would leave behind: its stream, and a random state that only works in a recording.
+        # What a failed recording would leave behind: its stream, and a random state that only works
+        # in a recording.
         torch.cuda.set_stream(stream)
         generator.graphsafe_set_state(random_state)
         raise

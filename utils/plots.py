@@ -30,7 +30,7 @@ Predictions = tuple[Tensor, Tensor]  # logits (N, 10) and labels (N,) of the tes
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw alike whatever the user's matplotlibrc says; characters that the font lacks are boxes."""
+    """Draw alike whatever matplotlibrc says; characters that the font lacks become boxes."""
     with plt.style.context("default", after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

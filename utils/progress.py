@@ -1,4 +1,4 @@
-"""The progress bar of the training log: ten blocks wide, on standard output, in order with other output."""
+"""The progress bar of the training log, on standard output, in order with other output."""
 
 import sys
 

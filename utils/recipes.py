@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The hyperparameters of one training run. Epochs are counted from 1; sizes are in pixels or images.
+    """The hyperparameters of one training run. Epochs count from 1; sizes are in pixels or images.
 
     ``replace`` makes a recipe with other values: ``SESSION9.replace(epochs=12, batch_size=64)``.
     Raises TrainingError: a value is out of its range.

@@ -63,7 +63,7 @@ SESSIONS = {
 
 
 def train_session(session: Session, run: Run, max_lr: float | None = None) -> None:
-    """Train as the session's notebook does, in the same order; by default at the LR finder's max LR."""
+    """Train as the session's notebook does; by default at the LR finder's max LR."""
     recipe = run.recipe
     transform = train_transform(recipe, run.data)
     train_loader, test_loader = make_loaders(run.data, transform, recipe.batch_size, run.device)

@@ -1,4 +1,4 @@
-"""Settings from environment variables, read on every call: a notebook may set them after the imports."""
+"""Settings from environment variables, read on every call: a notebook may set them late."""
 
 import os
 from pathlib import Path

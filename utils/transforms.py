@@ -1,8 +1,9 @@
 """Augmentation of whole batches on the device they are on, with random parameters for each image.
 
-torchvision's transforms draw their parameters once per batch. Applied image by image, they would take more time than
-the training of these networks. Every transform here maps uint8 ``(B, C, H, W)`` to uint8 ``(B, C, H, W)``, except
-Normalize, the last one, which returns float32. Random numbers come from PyTorch's generator of the images' device.
+torchvision's transforms draw their parameters once per batch. Applied image by image, they would
+take more time than the training of these networks. Every transform here maps uint8 ``(B, C, H, W)``
+to uint8 ``(B, C, H, W)``, except Normalize, the last one, which returns float32. Random numbers
+come from PyTorch's generator of the images' device.
 """
 
 import re
@@ -18,16 +19,16 @@ from utils.device import memory_format
 
 @cache
 def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """``(C, 1, 1)`` on ``device``, made once: a copy to a GPU would wait for all its work, in every step."""
+    """``(C, 1, 1)`` on ``device``, made once: each copy to a GPU would wait for all its work."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Crop each image to ``size`` × ``size`` pixels at a random position, up to ``padding`` pixels beyond its edge.
+    """Crop each image at a random position, up to ``padding`` pixels beyond its edge.
 
-    The padding is the image reflected at its edge. A black border would shift the mean of the features,
-    which is all that a network with global average pooling sees.
+    The padding is the image reflected at its edge. A black border would shift the mean of the
+    features, which is all that a network with global average pooling sees.
     """
 
     size: int
@@ -50,7 +51,10 @@ class RandomCrop:
 
 
 def reflect(places: Tensor, side: int) -> Tensor:
-    """Indices outside 0 … ``side`` − 1, reflected at the first or the last: −1 → 1, ``side`` → ``side`` − 2."""
+    """Indices outside 0 … ``side`` − 1, reflected at the first or the last one.
+
+    −1 → 1, and ``side`` → ``side`` − 2.
+    """
     last = side - 1
     return last - (last - places.abs()).abs()
 
@@ -70,10 +74,11 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class CutOut:
-    """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``. Its center is a random pixel.
+    """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``.
 
-    As in the paper, part of the square may lie outside the image: a square of 16 hides the center of a 32×32 image one
-    time in four, not seven times in eight. It has the data set's mean color: about 0 after Normalize.
+    Its center is a random pixel. As in the paper, part of the square may lie outside the image: a
+    square of 16 hides the center of a 32×32 image one time in four, not seven times in eight. It
+    has the data set's mean color: about 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """
@@ -97,7 +102,10 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Normalize:
-    """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel, in the device's memory format."""
+    """uint8 0..255 → float32 with mean 0 and standard deviation 1 per channel.
+
+    The result has the device's memory format.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -83,7 +83,7 @@ class RunFolder:
         self.waiting.clear()
 
     def why_another_run(self, plan: Plan) -> str:
-        """Why the folder's run is not the one of ``plan``, in words; "" if it is, or if none is there."""
+        """Why the folder's run is another one than ``plan``'s; "" if it is not, or is absent."""
         if not self.holds_a_run():
             return ""
         earlier = self.read_json("plan.json")
@@ -112,7 +112,7 @@ class RunFolder:
 
 
 def lock_folder(folder: Path) -> None:
-    """Lock ``folder`` until this process exits; raises FileError if another process has locked it."""
+    """Lock ``folder`` until this process exits; FileError: another process has locked it."""
     folder = folder.resolve()
     # The lock is beside the folder, because the folder itself may be moved.
     lock = LOCKS.setdefault(folder, FileLock(folder.with_name(f".{folder.name}.lock")))

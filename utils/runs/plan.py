@@ -25,7 +25,7 @@ HOW_COMPUTED = ("fused", "foreach", "capturable", "differentiable", "maximize")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkInfo:
-    """A network's class, what it was called with, and its code, as it is when the network is built."""
+    """A network's class, what it was called with, and its code when the network is built."""
 
     name: str  # "models.model9.TransformerModel"
     arguments: dict[str, Any] | None  # None: some of them are no plain values
