@@ -61,9 +61,14 @@ def append(path: Path, row: dict[str, str]) -> None:
         write_text(path, text.getvalue())
 
 
+def one_per_seed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The newest run of each seed: the same seed on two machines is one seed."""
+    return list({row["seed"]: row for row in rows}.values())
+
+
 def accuracy(rows: list[dict[str, str]]) -> str:
-    """Test accuracy of some runs: mean ± std (n)."""
-    values = [float(row["test_accuracy"]) for row in rows]
+    """Test accuracy of some runs: mean ± std (n), where n counts distinct seeds."""
+    values = [float(row["test_accuracy"]) for row in one_per_seed(rows)]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}% ({len(values)})"
 

@@ -80,7 +80,7 @@ def cells_of(
     network: Callable[[], nn.Module] = SMALL,
     optimizer: Callable[[nn.Module, float], Optimizer] = adam,
 ) -> Cells:
-    """A run on the CPU whose cells have been executed up to the training; files go to ``folder``."""
+    """A run on the CPU whose cells were executed up to the training; files go to ``folder``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNS", str(folder.parent))
         patch.setenv("EVA8_SMOKE", "0")

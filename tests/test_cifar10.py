@@ -331,9 +331,11 @@ def test_archive_on_a_read_only_file_system(root, archive_in_root, monkeypatch):
     )
 
 
-def test_three_processes_at_once_download_once(root, mirrors):
+def test_three_processes_at_once_download_and_unpack_once(root, mirrors, monkeypatch):
     """Threads stand in for processes: each opens the lock's file anew."""
     requests = mirrors("good")
+    extract = Mock(side_effect=cifar10.extract_archive)
+    monkeypatch.setattr(cifar10, "extract_archive", extract)
     threads = []
     for _ in range(3):
         threads.append(threading.Thread(target=cifar10.fetch_cifar10, args=(root,)))
@@ -343,3 +345,4 @@ def test_three_processes_at_once_download_once(root, mirrors):
         thread.join()
     assert cifar10.is_unpacked(root)
     assert requests == ["good", "good"]  # a redirect is looked for, then the file is read
+    assert extract.call_count == 1

@@ -267,7 +267,7 @@ def use_digests_of(data: ImageData, monkeypatch) -> None:
 def test_digest_is_that_of_the_sorted_digests_of_the_images(folder):
     data = load_folder(folder)
     digests = []
-    for image, label in zip(data.test_images, data.test_labels.tolist()):
+    for image, label in zip(data.test_images, data.test_labels.tolist(), strict=True):
         digests.append(hashlib.sha256(bytes([label]) + image.numpy().tobytes()).digest())
     expected = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
     assert image_folder.digest(data.test_images, data.test_labels) == expected

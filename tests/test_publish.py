@@ -1,110 +1,268 @@
 """Only a complete run on CIFAR-10 is published, and exactly that run."""
 
 import json
-import re
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from tools.publish import BEST_PUBLIC, COLUMNS, SEEDS, files, publish, read
+from benchmarks.results import COLUMNS, SEEDS, append, read
+from tools import publish as command
+from tools.publish import BEST_PUBLIC, publish, published_files, results_table
 from utils.errors import UserError
 
+NOTEBOOK = "session9_assignment.ipynb"
+CPU = "a CPU, 2 threads, float32"
 FACTS = {
-    "session": 9, "data": "CIFAR-10", "is_cifar10": True, "epochs": 24, "max_lr": 0.0195, "seed": 0,
-    "parameters": 26064, "train_accuracy": 70.5, "test_accuracy": 68.25, "seconds_per_epoch": 55.1,
-    "hardware": "a CPU, 2 threads", "torch": "2.15.0",
-}  # fmt: skip
-README = "top\n<!-- results -->\nold\n<!-- /results -->\nand\n<!-- session9-log -->\n<!-- /session9-log -->\nend\n"
+    "session": 9,
+    "data": "CIFAR-10",
+    "is_cifar10": True,
+    "epochs": 24,
+    "max_lr": 0.0195,
+    "seed": 0,
+    "train_accuracy": 70.5,
+    "test_accuracy": 68.25,
+    "seconds_per_epoch": 55.1,
+    "hardware": CPU,
+    "torch": "2.15.0",
+}
+README = """top
+<!-- results -->
+old
+<!-- /results -->
+and
+<!-- session9-log -->
+<!-- /session9-log -->
+end
+"""
+EPOCHS = {7: 20, 8: 24, 9: 24}
+EARLIER_RUNS = [  # of each session
+    # variant, test accuracy, seconds per epoch, hardware
+    ("ours", "70", "2", "NVIDIA H100"),
+    ("ours", "72", "", "NVIDIA T4"),
+    ("ours_old", "71", "50", CPU),
+    ("a8", "79", "1", "NVIDIA H100"),
+]
 
 
-def notebook(*cells):
-    """Code cells given as (source, count, output type)."""
-    return new_notebook(cells=[
-        new_code_cell(source, execution_count=count, outputs=[
-            new_output("error", ename="E", evalue="", traceback=[]) if kind == "error" else new_output("stream", text="out")
-        ] if kind else [])
-        for source, count, kind in cells
-    ])  # fmt: skip
+def cell(source, count=None, outputs=()):
+    return new_code_cell(source, execution_count=count, outputs=list(outputs))
+
+
+def write_notebook(path, *cells):
+    nbformat.write(new_notebook(cells=list(cells)), path)
+
+
+def write_facts(root, **changes):
+    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | changes))
+
+
+def write_history(root, epochs):
+    lines = [f"{epoch},{epoch + 44.25}\n" for epoch in range(1, epochs + 1)]
+    (root / "runs/session9/history.csv").write_text("epoch,test_accuracy\n" + "".join(lines))
+
+
+def row(**values):
+    return dict.fromkeys(COLUMNS, "") | {"data": "CIFAR-10", "seed": "0"} | values
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, monkeypatch):
     """A repository with a finished run that has not been published."""
+    monkeypatch.delenv("RUNS", raising=False)
     run = tmp_path / "runs/session9"
     run.mkdir(parents=True)
-    for name in files(9):
+    for name in published_files(9):
         (run / name).write_bytes(name.encode())
-    (run / "run.json").write_text(json.dumps(FACTS))
-    (run / "history.csv").write_text("epoch,test_accuracy\n" + "".join(f"{i},{i + 44.25}\n" for i in range(1, 25)))
+    write_facts(tmp_path)
+    write_history(tmp_path, epochs=24)
     (run / "training_log.txt").write_text("EPOCH = 1\nTest set: fine\n")
-    nbformat.write(notebook(("a = 1", 1, None), ("print(a)", 2, "stream")), run / "session9_assignment.ipynb")
-    nbformat.write(notebook(("a = 1", None, None), ("print(a)", None, None)), tmp_path / "session9_assignment.ipynb")
+    write_notebook(tmp_path / NOTEBOOK, cell("a = 1"), cell("print(a)"))
+    printed = new_output("stream", text="1")
+    write_notebook(run / NOTEBOOK, cell("a = 1", 1), cell("print(a)", 2, [printed]))
     (tmp_path / "README.md").write_text(README)
-    runs = "ours 70,2,NVIDIA H100", "ours 72,,NVIDIA T4", "ours_old 71,50,2 threads", "a8 79,1,NVIDIA"
-    lines = [f"{session},{variant},CIFAR-10,0,{epochs},,,{measured},,,\n"
-             for session, epochs in ((9, 24), (8, 24), (7, 20))
-             for variant, measured in (run.split(" ", 1) for run in runs)]  # fmt: skip
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / SEEDS).write_text(",".join(COLUMNS) + "\n" + "".join(lines))
+    (tmp_path / SEEDS).write_text(",".join(COLUMNS) + "\n")
+    for session, epochs in EPOCHS.items():
+        for variant, accuracy, seconds, hardware in EARLIER_RUNS:
+            earlier = row(
+                session=str(session),
+                variant=variant,
+                epochs=str(epochs),
+                test_accuracy=accuracy,
+                seconds_per_epoch=seconds,
+                hardware=hardware,
+            )
+            append(tmp_path / SEEDS, earlier)
     return tmp_path
 
 
-def test_publish_shows_the_run(root):
+def contents(root):
+    """The bytes of all files but the locks."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("name", published_files(9))
+def test_files_of_the_run_are_copied(root, name):
     publish(9, root)
-    for name in files(9):
-        assert (root / "static/session9" / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
-    name = "session9_assignment.ipynb"
-    assert (root / name).read_bytes() == (root / "runs/session9" / name).read_bytes()
+    published = root / "static/session9" / name
+    assert published.read_bytes() == (root / "runs/session9" / name).read_bytes()
+
+
+def test_executed_notebook_is_copied(root):
+    publish(9, root)
+    assert (root / NOTEBOOK).read_bytes() == (root / "runs/session9" / NOTEBOOK).read_bytes()
+
+
+def test_only_session_9_publishes_its_weights():
+    assert [number for number in EPOCHS if "weights.pt" in published_files(number)] == [9]
+
+
+def test_readme_shows_the_table_of_results(root):
+    publish(9, root)
     readme = (root / "README.md").read_text()
-    row = f"| 9: ULTIMUS | **70.08 ± 1.88% (3)** | {BEST_PUBLIC[9]} | 48 | 22 |"
-    assert "\n\n| session |" in readme and row in readme and BEST_PUBLIC[9].startswith("[62.25%](https://")
-    (added,) = read(root / SEEDS, hardware="a CPU, 2 threads")
-    assert (added["max_lr"], added["test_accuracy"], added["curve"][-17:]) == ("0.0195", "68.25", "66.25 67.25 68.25")
-    assert "```text\nEPOCH = 1\nTest set: fine\n```" in readme
-    assert re.fullmatch("top\n.*\nand\n.*\nend\n", readme, re.DOTALL) and "old" not in readme
+    table = results_table(root / SEEDS)
+    assert f"top\n<!-- results -->\n{table}\n<!-- /results -->\nand\n" in readme
+
+
+def test_readme_shows_the_log(root):
     publish(9, root)
-    assert (root / "README.md").read_text() == readme
-    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | {"commit": "later", "test_accuracy": 70.0}))
-    publish(9, root)  # the same seed on the same hardware
-    assert [row["commit"] for row in read(root / SEEDS, hardware="a CPU, 2 threads")] == ["later"]
+    readme = (root / "README.md").read_text()
+    log = "\n```text\nEPOCH = 1\nTest set: fine\n```\n"
+    assert readme.endswith(f"<!-- session9-log -->\n{log}\n<!-- /session9-log -->\nend\n")
+
+
+def test_readme_without_a_place_for_the_log_gets_none(root):
     (root / "README.md").write_text(README.replace("session9-log", "other"))
     publish(9, root)
     assert "Test set: fine" not in (root / "README.md").read_text()
 
 
-@pytest.mark.parametrize("change, reason", [
-    ({"data": "digits", "is_cifar10": False}, "was trained on digits, not on CIFAR-10"),
-    ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "was trained on CIFAR-10-C"),
-])  # fmt: skip
-def test_unfit_runs_are_rejected(root, change, reason):
-    (root / "runs/session9/run.json").write_text(json.dumps(FACTS | change))
-    assert_not_published(root, reason)
+def test_run_becomes_a_row_of_the_results(root):
+    publish(9, root)
+    (added,) = read(root / SEEDS, variant="ours", hardware=CPU)
+    assert added["session"] == "9"
+    assert added["max_lr"] == "0.0195"
+    assert added["test_accuracy"] == "68.25"
 
 
-@pytest.mark.parametrize("name", ["run.json", "weights.pt", "signal_rank.png", "session9_assignment.ipynb"])
-def test_unfinished_run_is_rejected(root, name):
-    (root / "runs/session9/history.csv").write_text("epoch,test_accuracy\n1,10\n")
-    assert_not_published(root, "has 1 of 24 epochs")
-    (root / "runs/session9" / name).unlink()
-    assert_not_published(root, f"is missing {name}: finish `make session9` first")
+def test_same_run_published_twice_changes_nothing(root):
+    publish(9, root)
+    before = contents(root)
+    publish(9, root)
+    assert contents(root) == before
 
 
-@pytest.mark.parametrize("cells, reason", [
-    ([("a = 2", 1, None), ("print(a)", 2, "stream")], "has changed since the run"),
-    ([("a = 1", 2, None), ("print(a)", 1, "stream")], "not executed whole, from top to bottom"),
-    ([("a = 1", 1, None), ("print(a)", None, None)], "not executed whole"),
-    ([("a = 1", 1, None), ("print(a)", 2, "error")], "shows an error"),
-])  # fmt: skip
-def test_unfit_notebooks_are_rejected(root, cells, reason):
-    nbformat.write(notebook(*cells), root / "runs/session9/session9_assignment.ipynb")
-    assert_not_published(root, reason)
+def test_later_run_of_the_seed_on_this_hardware_replaces_its_row(root):
+    publish(9, root)
+    write_facts(root, commit="later")
+    publish(9, root)
+    rows = read(root / SEEDS, variant="ours", hardware=CPU)
+    assert [row["commit"] for row in rows] == ["later"]
 
 
-def assert_not_published(root, reason):
-    """The error says why, and no published file has changed."""
-    shown = (root / "session9_assignment.ipynb").read_bytes()
-    with pytest.raises(UserError, match=reason):
+def test_table_has_a_row_for_each_session(root):
+    lines = results_table(root / SEEDS).strip().splitlines()
+    assert [line.split(":")[0] for line in lines[2:]] == ["| 9", "| 8", "| 7"]
+
+
+def test_table_shows_mean_and_spread_and_the_newest_times(root):
+    publish(9, root)
+    cells = results_table(root / SEEDS).strip().splitlines()[2].strip("| ").split(" | ")
+    assert cells == [
+        "9: ULTIMUS",
+        "**70.08 ± 1.88% (3)**",  # of 70, 72 and 68.25
+        BEST_PUBLIC[9],
+        "48",  # 24 epochs of 2 seconds on the only GPU with a time
+        "22",  # 24 epochs of 55.1 seconds
+    ]
+
+
+@pytest.mark.parametrize("other", [{"data": "digits"}, {"epochs": "12"}, {"variant": "a8"}])
+def test_table_shows_whole_runs_of_ours_on_cifar10_only(root, other):
+    before = results_table(root / SEEDS)
+    run = row(session="9", variant="ours", epochs="24", seed="1", test_accuracy="10")
+    append(root / SEEDS, run | other)
+    assert results_table(root / SEEDS) == before
+
+
+def test_runs_may_be_in_another_folder(root, monkeypatch, tmp_path):
+    (root / "runs").rename(root / "elsewhere")
+    monkeypatch.setenv("RUNS", str(root / "elsewhere"))
+    publish(9, root)
+    assert (root / "static/session9/run.json").exists()
+
+
+def assert_not_published(root, *key_words):
+    """The error says why, and no file has changed."""
+    before = contents(root)
+    with pytest.raises(UserError) as error:
         publish(9, root)
-    assert (root / "README.md").read_text() == README and not (root / "static").exists()
-    assert (root / "session9_assignment.ipynb").read_bytes() == shown
+    for words in key_words:
+        assert words in str(error.value)
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("name", ["digits", "CIFAR-10-C (folder of images)"])
+def test_run_on_other_images_is_rejected(root, name):
+    write_facts(root, data=name, is_cifar10=False)
+    assert_not_published(root, name, "not on CIFAR-10", "DATA=cifar10")
+
+
+def test_run_with_too_few_epochs_is_rejected(root):
+    write_history(root, epochs=23)
+    assert_not_published(root, "23 of 24 epochs", "make session9")
+
+
+@pytest.mark.parametrize("name", [*published_files(9), NOTEBOOK])
+def test_run_without_one_of_its_files_is_rejected(root, name):
+    (root / "runs/session9" / name).unlink()
+    assert_not_published(root, "missing", name, "make session9")
+
+
+@pytest.mark.parametrize(
+    "cells, reason",
+    [
+        ([cell("a = 2", 1), cell("print(a)", 2)], "has changed"),
+        ([cell("a = 1", 1)], "has changed"),
+        ([cell("a = 1", 2), cell("print(a)", 1)], "from top to bottom"),
+        ([cell("a = 1", 1), cell("print(a)")], "from top to bottom"),
+        ([cell("a = 1", 5), cell("print(a)", 6)], "from top to bottom"),
+    ],
+)
+def test_notebook_that_is_not_a_whole_run_is_rejected(root, cells, reason):
+    write_notebook(root / "runs/session9" / NOTEBOOK, *cells)
+    assert_not_published(root, NOTEBOOK, reason, "make session9")
+
+
+def test_notebook_with_an_error_is_rejected(root):
+    error = new_output("error", ename="E", evalue="", traceback=[])
+    cells = [cell("a = 1", 1), cell("print(a)", 2, [error])]
+    write_notebook(root / "runs/session9" / NOTEBOOK, *cells)
+    assert_not_published(root, NOTEBOOK, "shows an error")
+
+
+def test_address_of_the_repository_may_differ(root):
+    write_notebook(root / NOTEBOOK, cell('REPOSITORY = "https://a.b/OWNER/NAME"\na = 1'))
+    executed = cell('REPOSITORY = "https://a.b/me/mine"\na = 1', 1)
+    write_notebook(root / "runs/session9" / NOTEBOOK, executed)
+    publish(9, root)
+    assert "me/mine" in (root / NOTEBOOK).read_text()
+
+
+def test_command_says_what_it_has_published(root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("sys.argv", ["publish", "9"])
+    command.main()
+    assert capsys.readouterr().out.startswith("Published")
+
+
+def test_command_says_in_one_line_why_not(root, monkeypatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("sys.argv", ["publish", "9"])
+    write_history(root, epochs=1)
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    (line,) = str(stop.value.code).strip().splitlines()
+    assert "1 of 24 epochs" in line

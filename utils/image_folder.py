@@ -225,7 +225,7 @@ def digest(images: Tensor, labels: Tensor) -> str:
     It does not depend on the order of the images.
     """
     digests = []
-    for pixels, label in zip(images.flatten(1).numpy(), labels.tolist()):
+    for pixels, label in zip(images.flatten(1).numpy(), labels.tolist(), strict=True):
         digests.append(hashlib.sha256(bytes([label]) + pixels.tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The three sessions: what ``main.py`` and the benchmarks need to train each as its notebook does."""
+"""The three sessions, which ``main.py`` and the benchmarks train as their notebooks do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

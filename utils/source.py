@@ -1,4 +1,4 @@
-"""The source of a class or function: shown in a notebook, saved with a run, compared between runs."""
+"""The source of a class or function: to show it, to save it, and to compare it between runs."""
 
 import ast
 import dis
@@ -75,7 +75,7 @@ def global_names(code: CodeType) -> list[str]:
         for instruction in dis.get_instructions(part):
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 names[instruction.argval] = None
-    return list(names)
+    return [name for name in names if not name.startswith("__")]
 
 
 def nested_codes(code: CodeType) -> Iterator[CodeType]:
@@ -87,8 +87,16 @@ def nested_codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def source_text(thing: Any) -> str:
-    """The pieces of ``source_pieces``, readable as one file; "" if there is no source."""
-    return "\n\n".join(source_pieces(thing).values())
+    """The pieces of ``source_pieces``, constants first; "" if there is no source."""
+    constants = []
+    code = []
+    for name, source in source_pieces(thing).items():
+        if source.startswith(f"{name} = "):
+            constants.append(source)
+        else:
+            code.append(source)
+    parts = ["".join(constants), *code] if constants else code
+    return "\n\n".join(parts)
 
 
 def code_digest(thing: Any) -> str:

@@ -189,12 +189,12 @@ class Run:
         test_loader: DataLoader,
         saved: dict | None,
     ) -> History:
-        """Train from the checkpoint ``saved``, or from the start, to the last epoch; save weights."""
+        """Train from the checkpoint ``saved``, or from the start; save the trained weights."""
         recipe = self.recipe
         self.folder.write("network.py", self.network.source.encode())
         print(
-            f"{self.network.title} on {self.data.name}, {recipe.epochs} epochs, seed {recipe.seed}, "
-            f"{hardware_of(self.device, self.precision)}",
+            f"{self.network.title} on {self.data.name}, {recipe.epochs} epochs, "
+            f"seed {recipe.seed}, {hardware_of(self.device, self.precision)}",
             flush=True,
         )
         if recipe.compile:
@@ -297,7 +297,8 @@ class Run:
         """Logits ``(N, 10)`` and labels ``(N,)`` of the test images, by the trained network."""
         self.check_trained()
         if self.known_predictions is None:
-            assert self.model is not None and self.test_loader is not None
+            assert self.model is not None
+            assert self.test_loader is not None
             self.known_predictions = training.predict(self.model, self.test_loader, self.precision)
         return self.known_predictions
 
