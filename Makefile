@@ -45,14 +45,15 @@ publish: $(VENV)/.ready
 	$(RUN) -m benchmarks.seeds
 	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
 
-# make colab: write the repository's address into badges and setup cells; default: that of the remote "origin"
+# make colab: write the repository's address into badges and setup cells; default: that of "origin"
 REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
 colab:
 	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }
 	sed -i.bak -E 's#(colab\.research\.google\.com/github/)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#\1$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
 
 $(VENV)/.ready: requirements.txt requirements-notebook.txt constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install a newer one, then run make PYTHON=python3.11"; exit 2; }
+	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install -r requirements.txt -c constraints.txt
 	touch $@
 

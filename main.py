@@ -165,8 +165,8 @@ def main(words: list[str] | None = None) -> None:
             sys.exit("\nStopped." + (promise if command is train else ""))
         except ModuleNotFoundError as error:
             sys.exit(
-                f"main.py: {error.name} is not installed here: "
-                "use .venv/bin/python, which `make test` creates."
+                f"main.py: {error.name} is not installed here: use .venv/bin/python, which "
+                "`make test` creates, or `make clean test` anew if its Python has changed."
             )
 
 

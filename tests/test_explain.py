@@ -8,8 +8,8 @@ from torch import nn
 
 from models.model7 import ResNet18
 from models.model9 import TransformerModel
-from utils.explain import attention_maps, grad_cam, model_table, signal_spectra
-from utils.device import make_accelerator
+from utils.device import choose_device
+from utils.explain import attention_maps, grad_cam, initial_networks, model_table, signal_spectra
 
 
 @pytest.fixture
@@ -18,42 +18,138 @@ def model():
     return TransformerModel()
 
 
-def test_table_of_layers_fits_on_a_page(capsys):
-    table = model_table(ResNet18())
-    words = " ".join(table.split())
-    assert "(var_name)" in words and "Kernel Shape Output Shape Param # Mult-Adds" in words and "(shortcut)" in words
-    assert "Total params: 11,173,962" in words and "Total mult-adds (G): 11.11" in words  # of 20 images
-    assert "Units." not in words and max(map(len, table.splitlines())) <= 110 and not capsys.readouterr().out
+@pytest.fixture
+def resnet():
+    torch.manual_seed(0)
+    return ResNet18()
 
 
-def test_spectra_are_those_of_the_signal_in_training_mode(model):
-    images, seen, reference = torch.randn(64, 3, 32, 32), [], copy.deepcopy(model).train()
-    reference.ultimus_blocks.register_forward_pre_hook(lambda _blocks, inputs: seen.append(inputs[0]))
-    for block in reference.ultimus_blocks:
-        block.register_forward_hook(lambda _block, _inputs, output: seen.append(output))
-    reference(images)
-    before = copy.deepcopy(model.eval().state_dict())
-    spectra = signal_spectra(model, images)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()) and not model.training
-    for row, stage in zip(spectra, seen, strict=True):
-        torch.testing.assert_close(row, torch.linalg.svdvals((stage - stage.mean(0)).detach()), rtol=1e-3, atol=1e-5)
+@pytest.fixture
+def images():
+    torch.manual_seed(1)
+    return torch.randn(64, 3, 32, 32)
 
 
-def test_signal_passes_the_blocks_from_our_initialization_but_not_from_pytorchs(model):
-    images = torch.randn(64, 3, 32, 32)
-    ours, theirs = signal_spectra(model, images), signal_spectra(TransformerModel(init="pytorch"), images)
-    assert ours[4, 6] > ours[4, 0] / 50  # seven directions within a factor of 50
+def assert_unchanged(model, before):
+    """``model`` has the state, the device and the modes of its copy ``before``."""
+    state = model.state_dict()
+    for name, value in before.state_dict().items():
+        assert torch.equal(state[name], value)
+        assert state[name].device == value.device
+    modes = [module.training for module in model.modules()]
+    assert modes == [module.training for module in before.modules()]
+
+
+# The table of layers
+
+
+def test_table_shows_kernels_shapes_parameters_and_mult_adds(resnet):
+    words = " ".join(model_table(resnet).split())
+    assert "Kernel Shape Output Shape Param # Mult-Adds" in words
+    assert "(shortcut)" in words
+    assert "Total params: 11,173,962" in words
+    assert "Total mult-adds (G): 11.11" in words  # of 20 images
+
+
+def test_table_fits_on_a_page(resnet):
+    lines = model_table(resnet).splitlines()
+    assert max(len(line) for line in lines) <= 110
+
+
+def test_table_has_units_without_the_name_of_their_class(resnet):
+    assert "Units." not in model_table(resnet)
+
+
+def test_table_is_returned_and_not_printed(model, capsys):
+    model_table(model)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_table_leaves_the_model_alone(model, training):
+    model.to(choose_device()).train(training)
+    before = copy.deepcopy(model)
+    model_table(model)
+    assert_unchanged(model, before)
+
+
+def test_table_leaves_frozen_layers_frozen(model):
+    model.train()
+    model.conv_block.eval()
+    before = copy.deepcopy(model)
+    model_table(model)
+    assert_unchanged(model, before)
+
+
+# The spectra
+
+
+@torch.no_grad()
+def stages_of(model, images):
+    """The input of the first block and the output of each, in training mode, from hooks."""
+    stages = []
+    model = copy.deepcopy(model).train()
+
+    def note_input(_blocks, inputs):
+        stages.append(inputs[0])
+
+    def note_output(_block, _inputs, output):
+        stages.append(output)
+
+    model.ultimus_blocks.register_forward_pre_hook(note_input)
+    for block in model.ultimus_blocks:
+        block.register_forward_hook(note_output)
+    model(images)
+    return stages
+
+
+def test_spectra_are_those_of_the_signal_in_training_mode(model, images):
+    spectra = signal_spectra(model.eval(), images)
+    for row, stage in zip(spectra, stages_of(model, images), strict=True):
+        expected = torch.linalg.svdvals(stage - stage.mean(dim=0))
+        torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_spectra_leave_the_model_alone(model, images):
+    before = copy.deepcopy(model.eval())
+    signal_spectra(model, images)
+    assert_unchanged(model, before)
+
+
+def test_seven_directions_pass_the_blocks_from_our_initialization(model, images):
+    last = signal_spectra(model, images)[4]
+    assert last[6] > last[0] / 50
+
+
+def test_hardly_anything_passes_the_blocks_from_pytorchs_initialization(model, images):
+    theirs = signal_spectra(TransformerModel(init="pytorch"), images)
+    ours = signal_spectra(model, images)
     assert theirs[4, 0] < ours[4, 0] / 1000
 
 
-def test_attention_maps_are_those_of_the_blocks_in_evaluation_mode(model):
-    images = torch.randn(3, 3, 32, 32)
-    maps = attention_maps(model.train(), images)
-    assert maps.shape == (3, 4, 8, 8)
-    x = model.eval().features(images)
+def test_networks_to_compare_with_are_three():
+    networks = initial_networks()
+    assert len(networks) == 3
+    assert all(isinstance(network, TransformerModel) for network in networks.values())
+
+
+# The attention maps
+
+
+def test_attention_maps_are_those_of_the_blocks_in_evaluation_mode(model, images):
+    maps = attention_maps(model.train(), images[:3])
+    model.eval()
+    x = model.features(images[:3])
     for index, block in enumerate(model.ultimus_blocks):
         torch.testing.assert_close(maps[:, index], block.attention(x).detach())
         x = block(x)
+
+
+def test_attention_maps_have_a_matrix_for_each_block(model, images):
+    assert attention_maps(model, images[:3]).shape == (3, 4, 8, 8)
+
+
+# Grad-CAM
 
 
 class TwoColors(nn.Module):
@@ -61,53 +157,101 @@ class TwoColors(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU(), nn.AvgPool2d(4))  # (B, 2, 8, 8)
-        self.small = nn.AvgPool2d(2)  # (B, 2, 4, 4)
+        conv = nn.Conv2d(3, 2, 1, bias=False)
+        red_and_blue = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
         with torch.no_grad():
-            self.layer[0].weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])[:, :, None, None])
+            conv.weight.copy_(red_and_blue[:, :, None, None])
+        self.layer = nn.Sequential(conv, nn.ReLU(), nn.AvgPool2d(4))  # (B, 2, 8, 8)
+        self.small = nn.AvgPool2d(2)  # (B, 2, 4, 4)
 
     def forward(self, images):
         return self.small(self.layer(images)).mean(dim=(2, 3))
 
 
-@pytest.mark.parametrize("classes, corners", [((0, 0), [(0, 0), (16, 0)]), ((1, 0), [(16, 16), (16, 0)])])
-def test_heat_lies_in_the_quadrant_that_decides(classes, corners):
-    images = torch.zeros(2, 3, 32, 32)  # red in one quadrant and blue in the opposite one
-    images[0, 0, :16, :16] = images[0, 2, 16:, 16:] = 1
-    images[1, 0, 16:, :16] = images[1, 2, :16, 16:] = 1
-    heat = grad_cam(TwoColors(), "layer", images, torch.tensor(classes))
-    assert torch.equal(grad_cam(TwoColors().bfloat16(), "layer", images, torch.tensor(classes)), heat)
-    assert heat.shape == (2, 32, 32) and heat.min() == 0 and 0.999 < heat.max() <= 1
-    for map, (top, left) in zip(heat, corners):
-        assert map[top : top + 16, left : left + 16].sum() > 0.85 * map.sum()
-        assert map[top + 4 : top + 12, left + 4 : left + 12].min() > 0.9
+@pytest.fixture
+def red_and_blue():
+    """Two images with red in one quadrant and blue in the opposite one."""
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, 0, :16, :16] = 1  # red: upper left
+    images[0, 2, 16:, 16:] = 1  # blue: lower right
+    images[1, 0, 16:, :16] = 1  # red: lower left
+    images[1, 2, :16, 16:] = 1  # blue: upper right
+    return images
 
 
-def test_grad_cam_accepts_a_map_of_5x5_pixels_and_a_batch_without_images():
-    assert grad_cam(TwoColors(), "layer.2", torch.rand(1, 3, 20, 20), torch.tensor([0])).shape == (1, 20, 20)
-    assert grad_cam(TwoColors(), "layer", torch.rand(0, 3, 32, 32), torch.tensor([])).shape == (0, 32, 32)
+@pytest.mark.parametrize(
+    "classes, corners",
+    [
+        ((0, 0), [(0, 0), (16, 0)]),
+        ((1, 0), [(16, 16), (16, 0)]),
+        ((1, 1), [(16, 16), (0, 16)]),
+    ],
+)
+def test_heat_lies_in_the_quadrant_that_decides(red_and_blue, classes, corners):
+    heat = grad_cam(TwoColors(), "layer", red_and_blue, torch.tensor(classes))
+    for heat_map, (top, left) in zip(heat, corners, strict=True):
+        quadrant = heat_map[top : top + 16, left : left + 16]
+        assert quadrant.sum() > 0.85 * heat_map.sum()
+        assert quadrant[4:12, 4:12].min() > 0.9
 
 
-def test_grad_cam_leaves_the_model_as_it_was():
-    torch.manual_seed(0)
-    model, images = ResNet18().train(), torch.randn(2, 3, 32, 32)
-    model(images).sum().backward()
-    before = copy.deepcopy(model.state_dict())
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    grad_cam(model, "layer3", images, torch.tensor([3, 5]))
-    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(torch.equal(parameter.grad, kept) for parameter, kept in zip(model.parameters(), gradients))
-    assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+def test_heat_is_from_0_to_1_for_each_pixel(red_and_blue):
+    heat = grad_cam(TwoColors(), "layer", red_and_blue, torch.tensor([0, 1]))
+    assert heat.shape == (2, 32, 32)
+    assert heat.min() == 0
+    assert 0.999 < heat.max() <= 1
 
 
-def test_grad_cam_computes_in_float32_after_training_in_bfloat16():
-    torch.manual_seed(0)
-    model, images = ResNet18().eval(), torch.randn(2, 3, 32, 32)
-    plain = grad_cam(model, "layer3", images, torch.tensor([3, 5]))
-    make_accelerator(cpu=True, precision="bfloat16").prepare(model, device_placement=[False])
-    assert torch.equal(grad_cam(model, "layer3", images, torch.tensor([3, 5])), plain)
+def test_grad_cam_computes_in_float32_in_a_model_of_half_precision(red_and_blue):
+    classes = torch.tensor([0, 1])
+    heat = grad_cam(TwoColors(), "layer", red_and_blue, classes)
+    assert torch.equal(grad_cam(TwoColors().bfloat16(), "layer", red_and_blue, classes), heat)
+    assert torch.equal(grad_cam(TwoColors().half(), "layer", red_and_blue, classes), heat)
 
 
-def test_grad_cam_rejects_layers_that_say_nothing():
-    with pytest.raises(ValueError, match="small's map is 4×4, but Grad-CAM needs 5×5 or more: use an earlier layer"):
-        grad_cam(TwoColors(), "small", torch.rand(1, 3, 32, 32), torch.tensor([0]))
+def test_grad_cam_of_a_compiled_model_is_that_of_the_model(red_and_blue):
+    classes = torch.tensor([0, 1])
+    heat = grad_cam(TwoColors(), "layer", red_and_blue, classes)
+    compiled = TwoColors()
+    compiled.compile(backend="eager")
+    compiled(red_and_blue)
+    assert torch.equal(grad_cam(compiled, "layer", red_and_blue, classes), heat)
+
+
+def test_grad_cam_of_no_images_is_empty():
+    no_images = torch.rand(0, 3, 32, 32)
+    assert grad_cam(TwoColors(), "layer", no_images, torch.tensor([])).shape == (0, 32, 32)
+
+
+def test_grad_cam_accepts_a_map_of_5x5_pixels():
+    images = torch.rand(1, 3, 20, 20)
+    assert grad_cam(TwoColors(), "layer.2", images, torch.tensor([0])).shape == (1, 20, 20)
+
+
+def test_grad_cam_rejects_a_map_of_4x4_pixels():
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"small.*4×4.*5×5"):
+        grad_cam(TwoColors(), "small", images, torch.tensor([0]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_grad_cam_leaves_the_model_alone(resnet, images, training):
+    resnet.train(training)
+    before = copy.deepcopy(resnet)
+    grad_cam(resnet, "layer3", images[:2], torch.tensor([3, 5]))
+    assert_unchanged(resnet, before)
+
+
+def test_grad_cam_leaves_the_gradients_alone(resnet, images):
+    resnet(images[:2]).sum().backward()
+    before = [parameter.grad.clone() for parameter in resnet.parameters()]
+    grad_cam(resnet, "layer3", images[:2], torch.tensor([3, 5]))
+    for parameter, gradient in zip(resnet.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_grad_cam_leaves_no_hooks(resnet, images):
+    grad_cam(resnet, "layer3", images[:2], torch.tensor([3, 5]))
+    for module in resnet.modules():
+        assert not module._forward_hooks
+        assert not module._backward_hooks
