@@ -30,8 +30,9 @@ from utils.data import ImageData, load_data
 from utils.errors import TrainingError
 from utils.files import write_text
 from utils.plots import accuracy_curves, style
-from utils.runs.run import Run
+from utils.runs.run import SMOKE_EPOCHS, Run
 from utils.sessions import SESSIONS, Session, train_session
+from utils.settings import smoke
 
 ROOT = Path(__file__).parents[1]
 # The runs that the README shows.
@@ -170,6 +171,8 @@ def main() -> None:
     options = parser.parse_args()
     session = SESSIONS[options.session]
     epochs = options.epochs or session.recipe.epochs
+    if smoke():
+        epochs = min(epochs, SMOKE_EPOCHS)
     for name in options.variants:
         data = load_data()
         if options.validation:

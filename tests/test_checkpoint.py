@@ -1,22 +1,27 @@
-"""Weights and checkpoints: complete or absent; damaged, foreign or malicious ones give one line and stay as they are."""
+"""Weights and checkpoints: complete or absent.
+
+Damaged, foreign and malicious files give one line and stay as they are.
+"""
 
 import os
 import pickle
 import resource
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.model8 import CustomResNet
 from models.model9 import TransformerModel
-from tests.small import DIGITS, TWO_EPOCHS, exit_message, save_weights, stop_in_the_second_epoch
+from tests.small import DIGITS, RECIPE, SMALL, cells_of, interrupt_epoch, save_weights
 from utils.classify import Classifier
-from utils.runs.checkpoint import TrainingState
-from utils.device import make_accelerator
 from utils.errors import FileError
-from utils.files import load_tensors, save_tensors
-from utils.training import History
+from utils.files import as_bytes, load_tensors, replace_file
+from utils.runs.checkpoint import restore_checkpoint, save_checkpoint
+from utils.training import History, TrainingStep
 
 
 class Evil:
@@ -26,76 +31,235 @@ class Evil:
         return os.mkdir, ("hacked",)
 
 
+def cut_off(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def a_picture(path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+
+
+def another_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes/today.txt", "nothing")
+
+
+def malicious(path: Path) -> None:
+    torch.save({"model": Evil()}, path)
+
+
+def malicious_in_the_old_form(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil()))
+
+
+def a_list(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def of_no_session(path: Path) -> None:
+    path.write_bytes(as_bytes({"session": 5, "model": {}}))
+
+
+def without_a_network(path: Path) -> None:
+    path.write_bytes(as_bytes({"session": 9}))
+
+
+def of_another_session(path: Path) -> None:
+    content = load_tensors(path)
+    del content["network"]  # as in published files
+    path.write_bytes(as_bytes(content | {"session": 8}))
+
+
+def absent(path: Path) -> None:
+    path.unlink()
+
+
 TRUNCATED = "is damaged or truncated: download it again, or move it away and train again"
 NO_WEIGHTS = "is not a weights file: give the weights.pt of a run"
-NO_NETWORK = "contains no trained network: give the weights.pt of a finished run"
-MALICIOUS = "contains objects that could run code, so it was not loaded: only use files of this program"
-DAMAGES = {  # what is done to a file's path and content, and the message
-    "cut off": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), TRUNCATED),
-    "empty": (lambda path, _: path.write_bytes(b""), TRUNCATED),
-    "no weights": (lambda path, _: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), NO_WEIGHTS),
-    "another archive": (lambda path, _: zipfile.ZipFile(path, "w").writestr("notes/today.txt", "nothing"), TRUNCATED),
-    "malicious": (lambda path, _: torch.save({"model": Evil()}, path), MALICIOUS),
-    "malicious, old form": (lambda path, _: path.write_bytes(pickle.dumps(Evil())), NO_WEIGHTS),
-    "a list": (lambda path, _: torch.save([1, 2], path), NO_WEIGHTS),
-    "a folder": (lambda path, _: path.unlink() or path.mkdir(), "cannot be read (Is a directory): give the weights.pt"),
-    "of no session": (lambda path, _: save_tensors(path, {"session": 5, "model": {}}), NO_NETWORK),
-    "of another": (
-        lambda path, _: save_tensors(path, {"session": 8, "model": TransformerModel().state_dict()}),
-        NO_NETWORK,
-    ),
-    "absent": (lambda path, _: path.unlink(), "cannot be read (No such file or directory): give the weights.pt of"),
-}
+OTHER_WEIGHTS = "does not hold weights of this network: give the weights.pt of a finished run"
+RUNS_CODE = "contains objects that could run code, so it was not loaded"
+
+DAMAGES = [
+    (cut_off, TRUNCATED),
+    (empty, TRUNCATED),
+    (a_picture, NO_WEIGHTS),
+    (another_archive, TRUNCATED),
+    (malicious, RUNS_CODE),
+    (malicious_in_the_old_form, NO_WEIGHTS),
+    (a_list, NO_WEIGHTS),
+    (a_folder, "cannot be read (Is a directory): give the weights.pt"),
+    (of_no_session, "contains no trained network: give the weights.pt of a finished run"),
+    (without_a_network, OTHER_WEIGHTS),
+    (of_another_session, OTHER_WEIGHTS),
+    (absent, "cannot be read (No such file or directory): give the weights.pt"),
+]
+NAMES = [damage.__name__ for damage, _ in DAMAGES]
 
 
-@pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_weights(tmp_path, monkeypatch, damage, message):
+@pytest.mark.parametrize("damage, message", DAMAGES, ids=NAMES)
+def test_damaged_weights_give_one_line(tmp_path, monkeypatch, damage, message):
     path = tmp_path / "weights.pt"
-    save_weights(path, TransformerModel(), 9, DIGITS)
-    damage(path, path.read_bytes())
-    monkeypatch.chdir(tmp_path)  # where Evil would create its file
+    save_weights(path, SMALL, DIGITS)
+    damage(path)
+    monkeypatch.chdir(tmp_path)  # where Evil would create its folder
     with pytest.raises(FileError) as caught:
         Classifier(path)
-    assert str(caught.value).startswith(f"{path} {message}") and "\n" not in str(caught.value)
+    line = str(caught.value)
+    assert line.startswith(f"{path} {message}")
+    assert "\n" not in line
     assert not (tmp_path / "hacked").exists()
 
 
-def test_scale_of_float16_is_restored(tmp_path):
-    """A GradScaler on the CPU stands in for the GPU's."""
-    path, model, accelerator = tmp_path / "checkpoint.pt", torch.nn.Linear(1, 1), make_accelerator(cpu=True)
+def a_step(scale: float) -> TrainingStep:
+    """A step in float16; a GradScaler on the CPU stands in for the GPU's."""
+    model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    state = TrainingState(model, optimizer, scheduler, None, accelerator, 0.1)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    state.save(path, History(), {"model": model.state_dict()})
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    state.restore(load_tensors(path), path)
-    assert accelerator.scaler.get_scale() == 1024
+    step = TrainingStep(model, torch.nn.MSELoss(), optimizer, scheduler, "float16")
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return step
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """The folder of a run that has not started."""
+    return cells_of(tmp_path / "run").run.folder
+
+
+def save_and_restore(folder, saved: TrainingStep, restored: TrainingStep) -> History:
+    save_checkpoint(folder, saved, History(), {"model": saved.model.state_dict()})
+    content = load_tensors(folder.path / "checkpoint.pt")
+    return restore_checkpoint(content, restored, folder)
+
+
+def test_scale_of_float16_is_restored(run_folder):
+    restored = a_step(scale=2.0)
+    save_and_restore(run_folder, a_step(scale=1024.0), restored)
+    assert restored.scaler.get_scale() == 1024
+
+
+def test_scale_is_not_restored_in_another_precision(run_folder):
+    """A run may resume on a device that cannot compute in its precision."""
+    restored = a_step(scale=2.0)
+    restored.precision = "bfloat16"
+    save_and_restore(run_folder, a_step(scale=1024.0), restored)
+    assert restored.scaler.get_scale() == 2
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.RMSprop, torch.optim.NAdam, torch.optim.Adagrad])
+def test_optimizers_without_a_fused_form_are_restored(run_folder, optimizer):
+    """PyTorch's optimizers do not all have the same settings."""
+    steps = []
+    for _ in range(2):
+        step = a_step(scale=2.0)
+        step.optimizer = optimizer(step.model.parameters(), lr=0.1)
+        steps.append(step)
+    saved, restored = steps
+    saved.optimizer.param_groups[0]["lr"] = 0.3
+    save_and_restore(run_folder, saved, restored)
+    assert restored.optimizer.param_groups[0]["lr"] == 0.3
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    """Inside of dicts, lists and tuples; PyTorch would refuse to read them."""
+    content = {
+        "lr": np.float64(0.5),
+        "list": [np.int64(3)],
+        "tuple": (np.float32(0.25), {"deep": np.bool_(True)}),
+        np.str_("name"): "value",
+    }
+    path = tmp_path / "content.pt"
+    path.write_bytes(as_bytes(content))
+    expected = {"lr": 0.5, "list": [3], "tuple": (0.25, {"deep": True}), "name": "value"}
+    assert load_tensors(path) == expected
 
 
 def test_full_disk_keeps_what_stood_there(tmp_path):
     """The operating system rejects files larger than 100 kB, as a full disk would."""
     path = tmp_path / "checkpoint.pt"
-    save_tensors(path, {"epoch": 1})
-    before = path.read_bytes()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    path.write_bytes(b"before")
+    content = as_bytes({"epoch": torch.ones(1_000_000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(FileError, match=r"checkpoint.pt cannot be written \(File too large\): free some space"):
-            save_tensors(path, {"epoch": torch.ones(1_000_000)})
+        with pytest.raises(FileError, match=r"cannot be written \(File too large\): free some"):
+            replace_file(path, lambda part: part.write_bytes(content))
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kind", ["cut off", "of another network"])
-def test_damaged_checkpoint_stops_the_run_and_stays(folder, monkeypatch, kind):
-    stop_in_the_second_epoch(monkeypatch)
+def of_another_network(path: Path) -> None:
+    content = load_tensors(path) | {"model": CustomResNet().state_dict()}
+    path.write_bytes(as_bytes(content))
+
+
+def of_another_optimizer(path: Path) -> None:
+    content = load_tensors(path)
+    content["optimizer"]["param_groups"].pop()
+    path.write_bytes(as_bytes(content))
+
+
+def without_its_history(path: Path) -> None:
+    content = load_tensors(path)
+    del content["history"]
+    path.write_bytes(as_bytes(content))
+
+
+BY_ANOTHER_RUN = "was saved by another run: move it away to train from the start"
+
+DAMAGED_CHECKPOINTS = [
+    (cut_off, TRUNCATED),
+    (malicious, RUNS_CODE),
+    (of_another_network, BY_ANOTHER_RUN),
+    (of_another_optimizer, BY_ANOTHER_RUN),
+    (without_its_history, BY_ANOTHER_RUN),
+]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> dict[str, bytes]:
+    """The files of a run that was stopped in its second epoch."""
+    cells = cells_of(tmp_path_factory.mktemp("stopped") / "run", RECIPE)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_epoch(2, patch)
+        cells.train()
+    return {path.name: path.read_bytes() for path in cells.run.folder.path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    DAMAGED_CHECKPOINTS,
+    ids=[damage.__name__ for damage, _ in DAMAGED_CHECKPOINTS],
+)
+def test_damaged_checkpoint_stops_the_run_and_stays(
+    tmp_path, stopped, damage: Callable[[Path], None], message: str
+):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, content in stopped.items():
+        (folder / name).write_bytes(content)
     checkpoint = folder / "checkpoint.pt"
-    foreign = load_tensors(checkpoint) | {"model": CustomResNet().state_dict()}
-    of_another = lambda path, _: save_tensors(path, foreign), "was saved by another run: move it away to train from the"
-    damage, message = DAMAGES.get(kind, of_another)
-    damage(checkpoint, checkpoint.read_bytes())
-    before, shown = checkpoint.read_bytes(), exit_message(*TWO_EPOCHS)
-    assert str(checkpoint) in shown and message in shown
-    assert checkpoint.read_bytes() == before and not (folder / "run.json").exists()
+    damage(checkpoint)
+    before = checkpoint.read_bytes()
+    with pytest.raises(FileError) as caught:
+        cells_of(folder, RECIPE).train()
+    assert f"{checkpoint} {message}" in str(caught.value)
+    assert checkpoint.read_bytes() == before
+
+
+def test_checkpoint_serves_as_weights(tmp_path, stopped):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(stopped["checkpoint.pt"])
+    assert isinstance(Classifier(path).model, TransformerModel)

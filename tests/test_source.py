@@ -39,9 +39,9 @@ class Net(Base):
 
     depth = 2
 
-    def __init__(self):
+    def __init__(self, factor=1):
         super().__init__()
-        self.norm = nn.BatchNorm1d(WIDTHS[0])
+        self.norm = nn.BatchNorm1d(factor * WIDTHS[0])
 
     def forward(self, x):
         # Shift.
@@ -166,7 +166,8 @@ def test_file_that_changes_nothing_after_its_import(write_module, tmp_path, sour
 
 
 CHANGED_FILES = {name: OTHER[name] for name in ("operator", "helper", "class constant")} | {
-    "new method": changed("        # Shift.", "        pass\n\n    def forward(self, x):"),
+    "new method": changed("depth = 2", "depth = 2\n\n    def features(self, x):\n        return x"),
+    "default": changed("def __init__(self, factor=1)", "def __init__(self, factor=2)"),
     "function removed": changed("def helper(", "def helper_of_before("),
     "syntax error": changed("def helper(", "def helper("[:-1]),
 }

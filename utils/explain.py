@@ -18,7 +18,7 @@ STUCK_WEIGHTS = (
 def model_table(model: nn.Module, batch_size: int = 20) -> str:
     """torchinfo's table for a batch of 3×32×32 images: kernels, shapes, parameters, mult-adds."""
     table = summary(
-        copy.deepcopy(model).cpu(),  # a copy: the forward pass would update BatchNorm's statistics
+        copy.deepcopy(model).cpu(),  # a copy: the model keeps its device and mode
         (batch_size, 3, 32, 32),
         col_names=("kernel_size", "output_size", "num_params", "mult_adds"),
         col_width=17,

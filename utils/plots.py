@@ -31,7 +31,7 @@ Predictions = tuple[Tensor, Tensor]  # logits (N, 10) and labels (N,) of the tes
 @contextmanager
 def style() -> Iterator[None]:
     """Draw alike whatever matplotlibrc says; characters that the font lacks become boxes."""
-    with plt.style.context("default", after_reset=True), warnings.catch_warnings():
+    with plt.style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 
@@ -297,7 +297,7 @@ def attention_maps(
         first.set_title(plain(text), fontsize=9)
         first.axis("off")
         for block, ax in enumerate(others):
-            drawn = ax.imshow(maps[i, block], norm=shades, cmap="magma")
+            drawn = ax.imshow(maps[i, block].numpy(), norm=shades, cmap="magma")
             ax.set(xticks=[], yticks=[])
             if i == 0:
                 ax.set_title(f"block {block + 1}", fontsize=9)

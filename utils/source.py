@@ -4,6 +4,7 @@ import ast
 import dis
 import hashlib
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typing import Any
 
 from utils.errors import TrainingError
 
-PLAIN = (bool, int, float, str, tuple)
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def underlying(thing: Any) -> Any:
@@ -30,9 +32,8 @@ def underlying(thing: Any) -> Any:
 def source_pieces(thing: Any) -> dict[str, str]:
     """The source of ``thing`` and, before it, of what it uses from its module and from models/.
 
-    Returns ``{name: source}``; constants are pieces, too. What has no source (a class typed into a
-    plain interpreter, or one of C++) has no piece. Raises TrainingError: the file has changed since
-    it was imported.
+    Returns ``{name: source}``; constants are pieces, too. What has no source (a lambda, or code
+    in C++) has no piece. Raises TrainingError: the file has changed since it was imported.
     """
     pieces: dict[str, str] = {}
     add_pieces(underlying(thing), pieces, visited=set())
@@ -45,15 +46,13 @@ def add_pieces(thing: Any, pieces: dict[str, str], visited: set[int]) -> None:
         return
     visited.add(id(thing))
     check_unchanged(thing)
-    try:
-        source = textwrap.dedent(inspect.getsource(thing))
-        names = global_names(compile(source, "<source>", "exec", dont_inherit=True))
-    except (OSError, TypeError, SyntaxError):
+    source = own_source(thing)
+    if not source:
         return
     module = sys.modules.get(thing.__module__)
-    for name in names:
+    for name in global_names(compile(source, "<source>", "exec", dont_inherit=True)):
         value = getattr(module, name, None)
-        if isinstance(value, PLAIN):
+        if value is not None and is_plain(value):
             pieces.setdefault(name, f"{name} = {value!r}\n")
             continue
         used = inspect.unwrap(value) if callable(value) else value
@@ -63,9 +62,79 @@ def add_pieces(thing: Any, pieces: dict[str, str], visited: set[int]) -> None:
     pieces[thing.__qualname__] = source
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value can be written to a file and read again."""
+    if isinstance(value, (tuple, list)):
+        return all(is_plain(part) for part in value)
+    if isinstance(value, dict):
+        return all(is_plain(part) for part in (*value, *value.values()))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def belongs(module: str, to: str) -> bool:
     """Whether code in ``module`` is part of a network in the module ``to``, not of a library."""
     return module in (to, "__main__") or module.split(".")[0] == "models"
+
+
+def own_source(thing: Any) -> str:
+    """The source of a class or function alone, with its decorators; "" if there is none.
+
+    It is looked up by name: line numbers are wrong as soon as a line moves in an imported file.
+    """
+    text = text_around(thing)
+    node = definition_in(text, thing.__qualname__)
+    if node is None:
+        return ""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    lines = text.splitlines(keepends=True)[first - 1 : node.end_lineno]
+    return textwrap.dedent("".join(lines)).rstrip("\n") + "\n"
+
+
+def text_around(thing: Any) -> str:
+    """The text of the file, or of the notebook's cell, that defines a class or function."""
+    functions = functions_of(thing)
+    if functions:
+        return text_of_file(functions[0].__code__.co_filename)
+    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    if file:
+        return text_of_file(file)
+    # A class without methods does not know its cell: the newest one that defines it.
+    for name in reversed(list(linecache.cache)):
+        text = "".join(linecache.getlines(name))
+        if thing.__name__ in text and definition_in(text, thing.__qualname__):
+            return text
+    return ""
+
+
+def text_of_file(name: str) -> str:
+    """The text of a file as it is now, or of a notebook's cell; "" if there is none."""
+    linecache.checkcache(name)
+    return "".join(linecache.getlines(name))
+
+
+def definition_in(text: str, qualname: str) -> Definition | None:
+    """The last definition of that name in a text, such as "Net" or "make.<locals>.Net"."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+    found = None
+    for name, node in definitions(tree, prefix=""):
+        if name == qualname:
+            found = node
+    return found
+
+
+def definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
+    """All classes and functions below ``node``, with their qualified names."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, DEFINITIONS):
+            yield from definitions(child, prefix)
+            continue
+        name = prefix + child.name
+        yield name, child
+        inside = f"{name}." if isinstance(child, ast.ClassDef) else f"{name}.<locals>."
+        yield from definitions(child, inside)
 
 
 def global_names(code: CodeType) -> list[str]:
@@ -102,15 +171,19 @@ def source_text(thing: Any) -> str:
 def code_digest(thing: Any) -> str:
     """A digest of what the source does: without comments, docstrings and layout."""
     digest = hashlib.sha256()
-    for source in source_pieces(thing).values():
+    pieces = source_pieces(thing)
+    for source in pieces.values():
         digest.update(ast.dump(without_docstrings(ast.parse(source))).encode())
+    if not pieces:
+        for function in functions_of(underlying(thing)):
+            digest.update(repr(what_it_does(function.__code__)).encode())
     return digest.hexdigest()[:16]
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
     """The syntax tree without the docstrings of its classes and functions."""
     for node in ast.walk(tree):
-        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if not isinstance(node, DEFINITIONS):
             continue
         if ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
@@ -122,21 +195,65 @@ def check_unchanged(thing: Any) -> None:
 
     Python trains what it has imported, whatever the file says now.
     """
-    for function in functions_of(thing):
-        path = Path(function.__code__.co_filename)
-        if not path.is_file():  # a cell of a notebook
-            continue
-        try:
-            file = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
-        except (OSError, SyntaxError, ValueError):
-            file = None
-        codes = {code.co_qualname: code for code in nested_codes(file)} if file else {}
-        now = codes.get(function.__code__.co_qualname)
-        if now is None or what_it_does(now) != what_it_does(function.__code__):
+    functions = functions_of(thing)
+    files = {function.__code__.co_filename for function in functions}
+    for path in [Path(name) for name in files if Path(name).is_file()]:
+        if not is_as_imported(thing, functions, path):
             raise TrainingError(
                 f"{path.name} has changed since it was imported: restart the kernel, "
                 "then run all cells, so that the new code trains."
             )
+
+
+def is_as_imported(thing: Any, functions: list[FunctionType], path: Path) -> bool:
+    """Whether a file still says what was imported from it for a class or function."""
+    text = text_of_file(str(path))
+    try:
+        file = compile(text, str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    now = [(code.co_qualname, what_it_does(code)) for code in nested_codes(file)]
+    for function in functions:
+        code = function.__code__
+        if code.co_filename == str(path) and (code.co_qualname, what_it_does(code)) not in now:
+            return False
+    node = definition_in(text, thing.__qualname__)
+    return node is None or has_same_values(thing, node)
+
+
+def has_same_values(thing: Any, node: Definition) -> bool:
+    """Whether a class has the members, and its functions the defaults, that ``node`` says."""
+    if not isinstance(node, ast.ClassDef):
+        return has_same_defaults(thing, node)
+    for part in node.body:
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            member = vars(thing).get(part.name)
+            if member is None:
+                return False
+            member = inspect.unwrap(member) if callable(member) else member
+            if isinstance(member, FunctionType) and not has_same_defaults(member, part):
+                return False
+        if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name):
+            value = vars(thing).get(part.targets[0].id)
+            if differs(part.value, value):
+                return False
+    return True
+
+
+def has_same_defaults(function: Any, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function's default arguments are those of its definition."""
+    values = getattr(function, "__defaults__", None) or ()
+    if len(values) != len(node.args.defaults):
+        return False
+    return not any(map(differs, node.args.defaults, values))
+
+
+def differs(node: ast.expr, value: object) -> bool:
+    """Whether a constant in the source is another one than ``value``; False: it is no constant."""
+    try:
+        return ast.literal_eval(node) != value
+    except (ValueError, TypeError):
+        return False
 
 
 def functions_of(thing: Any) -> list[FunctionType]:
@@ -146,22 +263,21 @@ def functions_of(thing: Any) -> list[FunctionType]:
     return [function for function in functions if isinstance(function, FunctionType)]
 
 
-def what_it_does(code: CodeType) -> tuple:
-    """What compiled code computes, without line numbers and docstring."""
-    constants = list(code.co_consts)
-    if constants and isinstance(constants[0], str):  # a docstring, if there is one
-        constants = constants[1:]
-    return (
-        code.co_code,
-        code.co_names,
-        code.co_varnames,
-        [what_it_does(c) if isinstance(c, CodeType) else repr(c) for c in constants],
-    )
+def what_it_does(code: CodeType) -> list[tuple[str, object]]:
+    """The instructions of compiled code with their values, without line numbers and docstring."""
+    steps: list[tuple[str, object]] = []
+    for instruction in dis.get_instructions(code):
+        value = instruction.argval
+        if isinstance(value, CodeType):
+            steps.append((instruction.opname, repr(what_it_does(value))))
+        else:
+            steps.append((instruction.opname, repr(value)))
+    return steps
 
 
 def show_source(*things: Any) -> None:
     """Show the source of classes and functions in a notebook."""
-    show_code("\n\n".join(inspect.getsource(underlying(thing)) for thing in things))
+    show_code("\n\n".join(own_source(underlying(thing)) for thing in things))
 
 
 def show_code(source: str) -> None:

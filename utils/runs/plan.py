@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from utils.data import ImageData
 from utils.recipes import Recipe, plain_number
-from utils.source import code_digest, source_text, underlying
+from utils.source import code_digest, is_plain, source_text, underlying
 
 Plan = dict[str, dict[str, Any]]
 
@@ -59,15 +59,6 @@ def arguments_of(network: Callable) -> dict[str, Any] | None:
     if all(is_plain(value) for value in arguments.values()):
         return arguments
     return None
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value can be written to a file and read again."""
-    if isinstance(value, (tuple, list)):
-        return all(is_plain(part) for part in value)
-    if isinstance(value, dict):
-        return all(is_plain(part) for part in (*value, *value.values()))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def plan_of_search(
@@ -154,20 +145,22 @@ def describe_schedule(scheduler: LRScheduler) -> dict[str, Any]:
     groups = scheduler.optimizer.param_groups
     rates = {
         name: [float(group[name]) for group in groups]
-        for name in ("lr", "initial_lr", "max_lr", "min_lr")
+        for name in ("max_lr", "initial_lr", "min_lr", "lr")
         if all(name in group for group in groups)
     }
     settings = plain_attributes(vars(scheduler) | scheduler.state_dict())
-    return {"class": type(scheduler).__qualname__} | settings | rates
+    for name in ("base_lrs", "_last_lr"):  # the rates once more
+        settings.pop(name, None)
+    return {"class": type(scheduler).__qualname__} | rates | settings
 
 
 def differences(earlier: Plan, now: Plan) -> list[str]:
     """What differs between two plans, in words: "recipe epochs (24, now 12)"."""
     lines = []
-    for section in sorted({*earlier, *now}):
+    for section in {**now, **earlier}:
         before = flatten(earlier.get(section, {}))
         after = flatten(now.get(section, {}))
-        for name in sorted({*before, *after}):
+        for name in {**after, **before}:
             if before.get(name) == after.get(name):
                 continue
             if name in ("code", "digest"):
