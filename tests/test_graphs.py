@@ -1,15 +1,18 @@
-"""GraphedFunction with a stand-in for CUDA graphs, which replays on the CPU by calling the function again."""
+"""GraphedFunction with a stand-in for CUDA graphs: on the CPU, a replay calls the function."""
 
 from types import SimpleNamespace
-from unittest.mock import MagicMock, call
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ConstantLR
 
-from tests.small import small_run
+from tests.small import RECIPE, cells_of
 from utils import graphs
 from utils.graphs import GraphedFunction
+from utils.training import TrainingStep
 
 
 def warm_up_on_cpu(work, device):
@@ -21,19 +24,30 @@ def warm_up_on_cpu(work, device):
 
 
 def capture_on_cpu(work, device):
-    """As on a GPU, each replay writes into the tensors that the recording has made, and nowhere else."""
+    """As on a GPU, each replay writes into the tensors of the recording, and nowhere else."""
     before = [[value.clone() for value in values] for values in warm_up_on_cpu(work, device)]
     recorded = warm_up_on_cpu(work, device)
-    if not all(torch.equal(a, b) for both in zip(before, recorded) for a, b in zip(*both)):
-        pytest.fail("each replay would add to the gradients of the one before")
+    for old_values, new_values in zip(before, recorded, strict=True):
+        for old, new in zip(old_values, new_values, strict=True):
+            if not torch.equal(old, new):
+                pytest.fail("each replay would add to the gradients of the one before")
 
     def replay():
-        for owns, news in zip(recorded, work()):
-            for own, new in zip(owns, news):
+        for own_values, new_values in zip(recorded, work(), strict=True):
+            for own, new in zip(own_values, new_values, strict=True):
                 own.copy_(new)
                 new.zero_()
 
     return replay, recorded
+
+
+def fail_to_capture(work, device):
+    """What a recording does that the system forbids: the end of it fails in turn."""
+    capture_on_cpu(work, device)
+    try:
+        raise RuntimeError("operation not permitted\nmore lines")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 @pytest.fixture
@@ -41,100 +55,173 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(graphs, "can_record", lambda *inputs: not torch.is_inference_mode_enabled())
     monkeypatch.setattr(graphs, "warm_up", warm_up_on_cpu)
     monkeypatch.setattr(graphs, "capture", capture_on_cpu)
-    monkeypatch.setattr(GraphedFunction, "works", True)  # as before a failure, and again after the test
+    # As before a failure, and again after the test.
+    monkeypatch.setattr(GraphedFunction, "recording_works", True)
 
 
-def trained(graphed: bool) -> tuple[dict, list]:
-    """A small network after eight random batches, the last of which is smaller, and all outputs."""
+# Any function
+
+
+def make_network():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)
+    )
+
+
+def trained(graphed):
+    """The state of a network after eight random batches, some of them smaller, and all outputs."""
+    model = make_network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def forward_backward(images, labels):
         logits = model(images)
-        nn.functional.cross_entropy(logits, labels).backward()
+        F.cross_entropy(logits, labels).backward()
         return logits.detach(), (logits.argmax(1) == labels).sum()
 
-    step, kept = GraphedFunction(forward_backward, model) if graphed else forward_backward, []
+    function = GraphedFunction(forward_backward, model) if graphed else forward_backward
+    outputs = []
     for size in (6, 6, 6, 5, 6, 6, 6, 4):
         optimizer.zero_grad()
-        kept += step(torch.randn(size, 4), torch.randint(2, (size,)))
+        outputs += function(torch.randn(size, 4), torch.randint(2, (size,)))
         optimizer.step()
-    return model.state_dict(), kept
+    return model.state_dict(), outputs
 
 
-def test_replays_compute_what_the_function_computes(stand_in):
-    """Bit for bit: outputs that stay, gradients, BatchNorm's buffers, random numbers, and smaller batches."""
-    (weights, outputs), (own_weights, own_outputs) = trained(graphed=False), trained(graphed=True)
-    assert all(map(torch.equal, outputs, own_outputs))
-    for name, value in weights.items():
-        assert torch.equal(value, own_weights[name]), name
+def test_replays_train_as_the_function_does(stand_in):
+    """Bit for bit: gradients, BatchNorm's buffers, random numbers, and smaller batches."""
+    expected, _ = trained(graphed=False)
+    state, _ = trained(graphed=True)
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
 
 
-def test_a_run_is_the_same_with_graphs(tmp_path, stand_in, monkeypatch):
-    """The batches come from a graph, too, and the loader asks for one of them ahead."""
-    with_graphs = small_run(tmp_path / "graphs", cpu=True)
-    history = with_graphs.fit(0.01)
-    assert with_graphs.loaders[0].dataset.batch.replay is not None
-    assert with_graphs.loaders[1].dataset.batch.replay is None  # tests go without
-    monkeypatch.undo()
-    without = small_run(tmp_path / "plain", cpu=True)
-    assert without.fit(0.01).train_loss == history.train_loss
-    for name, value in without.model.state_dict().items():
-        assert torch.equal(value, with_graphs.model.state_dict()[name]), name
+def test_replays_return_what_the_function_returns(stand_in):
+    """Bit for bit, and a later replay does not overwrite it."""
+    _, expected = trained(graphed=False)
+    _, outputs = trained(graphed=True)
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
 
 
-def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch, capsys):
-    def fails(work, device):
-        capture_on_cpu(work, device)
-        try:
-            raise RuntimeError("operation not permitted\nmore lines")
-        finally:
-            raise RuntimeError("operation failed due to a previous error during capture")
+def test_function_is_called_in_inference_mode(stand_in):
+    double = GraphedFunction(lambda values: (2 * values,))
+    with torch.inference_mode():
+        (result,) = double(torch.ones(3))
+    assert result.tolist() == [2, 2, 2]
+    assert double.replay is None
 
-    (weights, _), _ = trained(graphed=False), monkeypatch.setattr(graphs, "capture", fails)
-    own_weights, _ = trained(graphed=True)
-    told = "CUDA graphs do not work here (RuntimeError: operation not permitted): each step takes longer"
-    assert capsys.readouterr().out == f"{told} but is otherwise the same.\n"
-    for name, value in weights.items():
-        assert torch.equal(value, own_weights[name]), name
+
+def test_failed_recording_costs_one_line(stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "capture", fail_to_capture)
     trained(graphed=True)
-    assert not capsys.readouterr().out  # it is not tried again
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert "RuntimeError: operation not permitted)" in output
 
 
-def test_a_recording_that_fails_in_the_lr_finder_says_so(stand_in, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(graphs, "capture", lambda work, device: 1 / 0)
-    run = small_run(tmp_path / "run", cpu=True)
+def test_training_goes_on_after_a_failed_recording(stand_in, monkeypatch):
+    expected, _ = trained(graphed=False)
+    monkeypatch.setattr(graphs, "capture", fail_to_capture)
+    state, _ = trained(graphed=True)
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+def test_failed_recording_is_not_tried_again(stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(graphs, "capture", fail_to_capture)
+    trained(graphed=True)
+    capsys.readouterr()
+    trained(graphed=True)
+    assert capsys.readouterr().out == ""
+
+
+# Training steps and whole runs
+
+
+def states_of_two_steps():
+    """The state of a network that two TrainingSteps have trained, and these steps."""
+    model = make_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    steps = []
+    for _ in range(2):
+        step = TrainingStep(model, F.cross_entropy, optimizer, ConstantLR(optimizer, 1))
+        steps.append(step)
+        for _ in range(3):
+            step(torch.randn(6, 4), torch.randint(2, (6,)))
+    return model.state_dict(), steps
+
+
+def test_second_step_of_a_network_trains_the_same_with_graphs(stand_in, monkeypatch):
+    state, _ = states_of_two_steps()
+    monkeypatch.setattr(GraphedFunction, "recording_works", False)
+    expected, _ = states_of_two_steps()
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+def test_second_step_of_a_network_makes_its_own_recording(stand_in):
+    _, (first, second) = states_of_two_steps()
+    assert first.graphed_forward_backward.replay is not None
+    assert second.graphed_forward_backward.replay is not None
+    assert second.graphed_forward_backward.replay is not first.graphed_forward_backward.replay
+
+
+def test_run_is_the_same_with_graphs(tmp_path, stand_in, monkeypatch):
+    """The batches come from a graph, too, but those of the test do not."""
+    recipe = RECIPE.replace(epochs=1)
+    with_graphs = cells_of(tmp_path / "graphs", recipe)
+    losses = with_graphs.train().train_loss
+    assert with_graphs.train_loader.dataset.graphed_batch.replay is not None
+    assert with_graphs.test_loader.dataset.graphed_batch.replay is None
+    monkeypatch.setattr(GraphedFunction, "recording_works", False)
+    without = cells_of(tmp_path / "plain", recipe)
+    assert without.train().train_loss == losses
+    expected = without.model.state_dict()
+    torch.testing.assert_close(with_graphs.model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_recording_that_fails_in_the_lr_finder_says_so(stand_in, tmp_path, monkeypatch, capsys):
+    """torch-lr-finder's own lines are not printed, but this one is."""
+
+    def fail(work, device):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(graphs, "capture", fail)
+    cells = cells_of(tmp_path / "run")
     monkeypatch.setenv("EVA8_SMOKE", "1")  # a short search
-    run.find_lr()
-    shown = capsys.readouterr().out
-    assert "CUDA graphs do not work here (ZeroDivisionError: division by zero)" in shown and "LR finder" in shown
-    assert "See the graph" not in shown  # torch-lr-finder's own lines
+    cells.run.find_lr(cells.model, cells.optimizer, cells.train_loader)
+    assert "CUDA graphs do not work here (ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_only_one_gpu_that_trains_records(monkeypatch):
-    gpu, cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
-    assert graphs.can_record(gpu) and not graphs.can_record(cpu)
+# What is asked of CUDA, here a stand-in
+
+
+def test_only_a_gpu_that_trains_records():
+    gpu = SimpleNamespace(is_cuda=True)
+    cpu = SimpleNamespace(is_cuda=False)
+    assert graphs.can_record(gpu)
+    assert not graphs.can_record(cpu)
     with torch.inference_mode():
         assert not graphs.can_record(gpu)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    assert not graphs.can_record(gpu)
 
 
-def test_warm_up_and_capture_leave_stream_and_random_state_as_they_were(monkeypatch):
-    """With a stand-in for torch.cuda, which records the calls."""
-    cuda, device = MagicMock(), torch.device("cuda", 0)
-    monkeypatch.setattr(torch, "cuda", cuda)
-    monkeypatch.setattr(torch.random, "fork_rng", cuda.fork_rng)
+@pytest.fixture
+def cuda(monkeypatch):
+    cuda = MagicMock()
     cuda.graph.return_value.__exit__.return_value = False  # exceptions pass
-    main, side, generator = cuda.current_stream(), cuda.Stream(), cuda.default_generators[0]
-    cuda.mock_calls.clear()
-    graphs.warm_up(cuda.work, device)
-    made = [one for one in cuda.mock_calls if one[0] in ("stream", "fork_rng", "work") or "wait" in one[0]]
-    inside = call.fork_rng(devices=[device]), call.stream(side), *[call.work()] * graphs.WARM_UP
-    assert made == [call.Stream().wait_stream(main), *inside, call.current_stream().wait_stream(side)]
-    assert graphs.capture(lambda: 7, device) == (cuda.CUDAGraph().replay, 7) and not cuda.set_stream.called
+    monkeypatch.setattr(torch, "cuda", cuda)
+    return cuda
+
+
+def test_capture_returns_replay_and_result(cuda):
+    replay, result = graphs.capture(lambda: 7, torch.device("cuda", 0))
+    assert replay is cuda.CUDAGraph().replay
+    assert result == 7
+
+
+def test_failed_capture_leaves_stream_and_random_state_as_they_were(cuda):
+    def fail():
+        raise ZeroDivisionError
+
+    generator = cuda.default_generators[0]
     with pytest.raises(ZeroDivisionError):
-        graphs.capture(lambda: 1 / 0, device)
-    cuda.set_stream.assert_called_once_with(main)
+        graphs.capture(fail, torch.device("cuda", 0))
+    cuda.set_stream.assert_called_once_with(cuda.current_stream())
     generator.graphsafe_set_state.assert_called_once_with(generator.clone_state())

@@ -187,8 +187,9 @@ def no_readme(monkeypatch):
 
 
 @pytest.fixture
-def trained(no_readme, monkeypatch):
-    """What the benchmark trains; nothing is trained."""
+def trained(no_readme, full, monkeypatch):
+    """What the benchmark trains, not in smoke mode; nothing is trained."""
+    monkeypatch.setenv("DATA", "digits")
     calls = []
 
     def train(session, name, seed, data, epochs):

@@ -1,5 +1,6 @@
 """The training loop: steps, log lines, precisions, statistics of BatchNorm, and its errors."""
 
+import csv
 import itertools
 import math
 import re
@@ -38,6 +39,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 every_precision = pytest.mark.parametrize("precision", DTYPES)
+first_step_may_be_skipped = pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 
 
 def as_floats(images):
@@ -302,6 +304,7 @@ def test_fit_computes_everything_in_the_precision_again_and_again(precision):
 # Scaling of the loss in float16
 
 
+@first_step_may_be_skipped
 def test_step_that_overflows_leaves_the_weights_alone():
     model = linear_network()
     step = step_of(model, FirstLossTimes(math.inf), precision="float16")
@@ -313,6 +316,7 @@ def test_step_that_overflows_leaves_the_weights_alone():
     assert step.scaler.get_scale() == scale / 2
 
 
+@first_step_may_be_skipped
 def test_training_goes_on_after_a_step_that_overflows():
     model = linear_network()
     step = step_of(model, FirstLossTimes(math.inf), precision="float16")
@@ -336,6 +340,7 @@ def test_first_step_that_overflows_is_no_reason_for_a_warning():
     assert step.scaler.get_scale() == scale / 2
 
 
+@first_step_may_be_skipped
 def test_new_step_has_a_new_scale():
     model = linear_network()
     step = step_of(model, FirstLossTimes(math.inf), precision="float16")
@@ -486,6 +491,15 @@ def test_test_line_is_the_one_that_students_paste(finished, epoch):
     assert line["loss"] == f"{history.test_loss[epoch]:.4f}"
     assert line["accuracy"] == f"{history.test_accuracy[epoch]:.2f}"
     assert line["images"] == str(len(cells.run.data.test_labels))
+
+
+@pytest.mark.parametrize("measure", training.MEASURES)
+def test_history_is_saved_as_a_table(finished, measure):
+    cells, history = finished
+    with open(cells.run.folder.path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row[measure]) for row in rows]
+    assert values == pytest.approx(getattr(history, measure), rel=1e-5)
 
 
 def test_log_lines_are_printed_as_they_are_saved(capsys):

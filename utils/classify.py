@@ -40,7 +40,7 @@ class Classifier:
             self.model.load_state_dict(content["model"])
             self.classes: tuple[str, ...] = content["classes"]
             self.normalize = Normalize(content["mean"], content["std"])
-        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise FileError(
                 f"{path} does not hold weights of this network: give the weights.pt of a finished "
                 "run, and the network that it trained."

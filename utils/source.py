@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import linecache
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Iterator
 from functools import partial
@@ -197,12 +198,20 @@ def check_unchanged(thing: Any) -> None:
     """
     functions = functions_of(thing)
     files = {function.__code__.co_filename for function in functions}
-    for path in [Path(name) for name in files if Path(name).is_file()]:
+    for path in map(Path, files):
+        if not path.is_file() or is_library(path):
+            continue
         if not is_as_imported(thing, functions, path):
             raise TrainingError(
                 f"{path.name} has changed since it was imported: restart the kernel, "
                 "then run all cells, so that the new code trains."
             )
+
+
+def is_library(path: Path) -> bool:
+    """Whether a file belongs to an installed package or to Python itself."""
+    folders = sysconfig.get_paths()
+    return any(path.is_relative_to(folders[name]) for name in ("stdlib", "purelib", "platlib"))
 
 
 def is_as_imported(thing: Any, functions: list[FunctionType], path: Path) -> bool:

@@ -66,7 +66,8 @@ def restore_checkpoint(content: dict, step: TrainingStep, folder: RunFolder) -> 
         step.model.load_state_dict(content["model"])
         saved_groups = content["optimizer"]["param_groups"]
         for saved, group in zip(saved_groups, step.optimizer.param_groups, strict=True):
-            saved["fused"] = group["fused"]  # this device's
+            if "fused" in group:
+                saved["fused"] = group["fused"]  # this device's
         step.optimizer.load_state_dict(content["optimizer"])
         step.scheduler.load_state_dict(content["scheduler"])
         if step.precision == content["precision"]:

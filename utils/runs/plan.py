@@ -1,12 +1,14 @@
 """What makes two runs the same: everything that the training depends on, as text in plan.json."""
 
 import dataclasses
+import hashlib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -23,12 +25,26 @@ NO_SETTINGS = ("params", "lr", "initial_lr", "max_lr", "min_lr")
 HOW_COMPUTED = ("fused", "foreach", "capturable", "differentiable", "maximize")
 
 
+# What a schedule holds besides its settings: its optimizer, its rates once more, and its progress.
+PROGRESS = (
+    "optimizer",
+    "base_lrs",
+    "last_epoch",
+    "verbose",
+    "_last_lr",
+    "_step_count",
+    "_get_lr_called_within_step",
+    "_is_initial",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkInfo:
     """A network's class, what it was called with, and its code when the network is built."""
 
     name: str  # "models.model9.TransformerModel"
     arguments: dict[str, Any] | None  # None: some of them are no plain values
+    described_arguments: Any  # as in the plan, also those that are no plain values
     source: str
     code: str  # a digest of what the source does
 
@@ -37,7 +53,11 @@ class NetworkInfo:
         """Raises TrainingError: the network's file has changed since it was imported."""
         thing = underlying(network)
         name = f"{thing.__module__}.{thing.__qualname__}"
-        return cls(name, arguments_of(network), source_text(network), code_digest(network))
+        arguments = arguments_of(network)
+        described: Any = arguments
+        if arguments is None and isinstance(network, partial):
+            described = describe([network.args, network.keywords])
+        return cls(name, arguments, described, source_text(network), code_digest(network))
 
     @property
     def title(self) -> str:
@@ -73,7 +93,7 @@ def plan_of_search(
     return {
         "network": {
             "class": network.name,
-            "arguments": "unknown" if network.arguments is None else network.arguments,
+            "arguments": network.described_arguments,
             "code": network.code,
         },
         "optimizer": describe_optimizer(optimizer),
@@ -101,29 +121,52 @@ def plan_of_training(
 
 
 def describe_object(thing: Any) -> dict[str, Any]:
-    """An object's class and its plain attributes, or a function and its code."""
-    description: dict[str, Any] = {"class": underlying(thing).__qualname__}
-    if inspect.isfunction(thing) or isinstance(thing, partial):
-        description["arguments"] = arguments_of(thing)
-        description["code"] = code_digest(thing)
-    elif dataclasses.is_dataclass(thing):
-        description["settings"] = str(thing)
-    else:
-        description["settings"] = plain_attributes(getattr(thing, "__dict__", {}))
-        description["code"] = code_digest(thing)
-    return description
+    """An object's class, code and attributes, or a function and its code and arguments."""
+    described = describe(thing)
+    return described if isinstance(described, dict) else {"value": described}
 
 
-def plain_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes that are plain values, and the code of those that are functions."""
-    plain = {}
-    for name, value in attributes.items():
-        functions = value if isinstance(value, (list, tuple)) and value else [value]
-        if all(inspect.isfunction(function) for function in functions):
-            plain[name] = [code_digest(function) for function in functions]
-        elif is_plain(value):
-            plain[name] = value
-    return plain
+def describe(value: Any, depth: int = 8) -> Any:
+    """A value as JSON can hold it, the same for equal objects in any process.
+
+    Tensors become digests, functions and classes their names and code. Private attributes of an
+    object are left out, and what is nested deeper than ``depth``.
+    """
+    value = plain_number(value) if not isinstance(value, Tensor) else value
+    if is_plain(value):
+        return value
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return {"shape": list(value.shape), "digest": hashlib.sha256(content).hexdigest()[:16]}
+    if depth == 0 or isinstance(value, Optimizer):
+        return type(value).__qualname__
+    if isinstance(value, (list, tuple)):
+        return [describe(part, depth - 1) for part in value]
+    if isinstance(value, dict):
+        return {str(name): describe(part, depth - 1) for name, part in value.items()}
+    description = {"class": underlying(value).__qualname__, "code": code_digest(value)}
+    if isinstance(value, partial):
+        arguments = [value.args, value.keywords]
+        return description | {"arguments": describe(arguments, depth - 1)}
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return description
+    return description | {
+        name: describe(part, depth - 1) for name, part in public_attributes(value).items()
+    }
+
+
+def public_attributes(thing: Any) -> dict[str, Any]:
+    """The attributes of an object without private ones; of a module also its tensors and layers."""
+    attributes = {
+        name: value
+        for name, value in getattr(thing, "__dict__", {}).items()
+        if not name.startswith("_")
+    }
+    if isinstance(thing, nn.Module):
+        attributes |= dict(thing.named_buffers(recurse=False))
+        attributes |= dict(thing.named_parameters(recurse=False))
+        attributes |= dict(thing.named_children())
+    return attributes
 
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
@@ -131,7 +174,7 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     description: dict[str, Any] = {"class": type(optimizer).__qualname__}
     for number, group in enumerate(optimizer.param_groups):
         settings = {
-            name: plain_number(value)
+            name: describe(value)
             for name, value in group.items()
             if name not in NO_SETTINGS and name not in HOW_COMPUTED
         }
@@ -141,16 +184,16 @@ def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def describe_schedule(scheduler: LRScheduler) -> dict[str, Any]:
-    """A schedule's class, its settings, and the learning rates of each parameter group."""
+    """A schedule's class, the learning rates of each parameter group, and its settings."""
     groups = scheduler.optimizer.param_groups
     rates = {
         name: [float(group[name]) for group in groups]
         for name in ("max_lr", "initial_lr", "min_lr", "lr")
         if all(name in group for group in groups)
     }
-    settings = plain_attributes(vars(scheduler) | scheduler.state_dict())
-    for name in ("base_lrs", "_last_lr"):  # the rates once more
-        settings.pop(name, None)
+    settings = {
+        name: describe(value) for name, value in vars(scheduler).items() if name not in PROGRESS
+    }
     return {"class": type(scheduler).__qualname__} | rates | settings
 
 
