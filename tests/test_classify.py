@@ -73,7 +73,9 @@ def test_images_of_any_size_and_mode(weights, tmp_path, mode):
 
 def test_network_is_built_with_its_arguments(weights):
     save_weights(weights, partial(TransformerModel, a=8), DIGITS)
-    pools = [layer for layer in Classifier(weights).model.modules() if isinstance(layer, nn.MaxPool2d)]
+    pools = [
+        layer for layer in Classifier(weights).model.modules() if isinstance(layer, nn.MaxPool2d)
+    ]
     assert pools
 
 
@@ -91,7 +93,9 @@ def test_weights_of_the_old_form(weights):
 
 def test_network_outside_of_models_must_be_given(weights):
     save_weights(weights, Own, DIGITS)
-    with pytest.raises(FileError, match=r"Own, which is not in models/.*Classifier\(path, network=Own\)"):
+    with pytest.raises(
+        FileError, match=r"Own, which is not in models/.*Classifier\(path, network=Own\)"
+    ):
         Classifier(weights)
 
 

@@ -134,7 +134,9 @@ def test_second_fit_computes_in_the_same_precision(cells, precision):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_training_cell_again_with_a_smaller_max_lr_after_a_nan(cells32, uninterrupted32, step, capsys):
+def test_training_cell_again_with_a_smaller_max_lr_after_a_nan(
+    cells32, uninterrupted32, step, capsys
+):
     """As the message proposes."""
     cells32.make_schedule(max_lr=0.04)
     with pytest.raises(TrainingError, match="became nan in epoch"):

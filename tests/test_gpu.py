@@ -1,36 +1,43 @@
-"""What only a GPU can show: captured steps, their precisions, memory, and that nothing waits."""
+"""What only a GPU can show: recorded steps, their precisions, memory, and that nothing waits."""
 
 import math
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR
 
 from benchmarks import throughput
 from tests.conftest import ROOT
-from tests.small import RECIPE, interrupt_epoch, small_run
+from tests.small import DIGITS, FEW_DIGITS, RECIPE, SMALL, Cells, interrupt_epoch
 from utils import training
+from utils.data import make_loaders, train_transform
+from utils.device import choose_device, memory_format
+from utils.errors import TrainingError
+from utils.graphs import GraphedFunction
 from utils.optimizers import adam, sgd
 from utils.runs.run import Run
 from utils.sessions import SESSIONS
-from utils.device import make_accelerator
-from utils.errors import TrainingError
-from utils.graphs import GraphedFunction
+from utils.training import TrainingStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # A T4 only emulates bfloat16.
 EMULATED = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-PRECISIONS = ("float32", "float16") if EMULATED else ("float32", "bfloat16", "float16")
+PRECISIONS = ["float32", "float16"] if EMULATED else ["float32", "bfloat16", "float16"]
+TOLERANCES = {
+    "float32": 1e-3,
+    "float16": 1e-2,
+    "bfloat16": 5e-2,
+}
 
 
 @pytest.fixture(autouse=True)
-def works(monkeypatch):
-    monkeypatch.setattr(GraphedFunction, "works", True)
+def recording_works(monkeypatch):
+    """As before a failure, and again after the test."""
+    monkeypatch.setattr(GraphedFunction, "recording_works", True)
 
 
 @contextmanager
@@ -43,172 +50,292 @@ def no_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def run_in(folder, precision="auto", epochs=2) -> Run:
-    return small_run(folder, replace(RECIPE.for_epochs(epochs), precision=precision))
+def gpu_cells(folder, precision="auto", epochs=2, data=FEW_DIGITS) -> Cells:
+    """A run of session 9 on the GPU whose cells were executed up to the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS", str(folder.parent))
+        patch.setenv("EVA8_SMOKE", "0")
+        run = Run.open(folder.name, RECIPE.replace(epochs=epochs, precision=precision), data)
+    transform = train_transform(run.recipe, data)
+    loaders = make_loaders(data, transform, run.recipe.batch_size, run.device)
+    model = run.build(SMALL)
+    criterion = nn.CrossEntropyLoss(label_smoothing=run.recipe.label_smoothing)
+    return Cells(run, *loaders, model, criterion, adam(model, run.recipe.weight_decay))
+
+
+def step_of(cells: Cells) -> TrainingStep:
+    """A step at a learning rate that stays, clipping as the recipe asks."""
+    run = cells.run
+    scheduler = ConstantLR(cells.optimizer, 1)
+    return TrainingStep(
+        cells.model,
+        cells.criterion,
+        cells.optimizer,
+        scheduler,
+        run.precision,
+        run.recipe.max_grad_norm,
+    )
+
+
+# Recorded functions
+
+
+def result_of_two_passes(session, precision, graphed):
+    """Loss, gradients and buffers after two batches, and the step; the second pass replays."""
+    device = choose_device()
+    recipe = session.recipe
+    torch.manual_seed(0)
+    images = torch.randn(2, recipe.batch_size, 3, 32, 32, device=device)
+    labels = torch.randint(10, (2, recipe.batch_size), device=device)
+    torch.manual_seed(0)
+    model = session.network().to(device).to(memory_format=memory_format(device))
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    optimizer = session.optimizer(model, recipe.weight_decay)
+    step = TrainingStep(model, criterion, optimizer, ConstantLR(optimizer, 1), precision)
+    if precision == "float16":
+        step.scaler = torch.amp.GradScaler("cuda", init_scale=128.0)  # no gradient overflows
+    function = step.graphed_forward_backward if graphed else step.forward_backward
+    for batch in zip(images, labels, strict=True):
+        optimizer.zero_grad()
+        loss, _ = function(*batch)
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    buffers = [buffer.float() for buffer in model.buffers()]
+    return loss, gradients, buffers, step
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("session", (7, 8, 9))
-def test_captured_step_computes_what_the_plain_one_computes(session, precision):
-    """The loss, the gradients and the buffers, from the same random state."""
-    accelerator, recipe, found = make_accelerator(precision=precision), SESSIONS[session].recipe, []
-    if accelerator.scaler:
-        accelerator.scaler = torch.amp.GradScaler(init_scale=128.0)  # no gradient overflows
-    torch.manual_seed(0)
-    images = torch.randn(2, recipe.batch_size, 3, 32, 32, device="cuda")
-    labels = torch.randint(10, (2, recipe.batch_size), device="cuda")
-    for wrap in (lambda step, model: step, GraphedFunction):
-        torch.manual_seed(0)
-        model, optimizer = accelerator.prepare(*SESSIONS[session].build(accelerator.device))
-        step = wrap(partial(training.forward_backward, model, accelerator, recipe), model)
-        for batch in zip(images, labels):  # the second one only replays
-            optimizer.zero_grad()
-            loss, _ = step(*batch)
-        gradients = [parameter.grad.clone() for parameter in model.parameters()]
-        found.append([loss, *gradients, *(buffer.float() for buffer in model.buffers())])
-    assert step.replay is not None
-    tolerance = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}[precision]
+@pytest.mark.parametrize("number", SESSIONS)
+def test_recorded_step_computes_what_the_plain_one_computes(number, precision):
+    session = SESSIONS[number]
+    plain_loss, plain_gradients, plain_buffers, _ = result_of_two_passes(session, precision, False)
+    loss, gradients, buffers, step = result_of_two_passes(session, precision, True)
+    assert step.graphed_forward_backward.replay is not None
+    tolerance = TOLERANCES[precision]
     largest = max(gradient.norm() for gradient in gradients)  # some are zero but for rounding
-    for plain, captured in zip(*found):
-        assert (plain - captured).norm() <= tolerance * max(plain.norm(), largest)
+    pairs = zip(
+        [plain_loss, *plain_gradients, *plain_buffers],
+        [loss, *gradients, *buffers],
+        strict=True,
+    )
+    for plain, recorded in pairs:
+        assert (plain - recorded).norm() <= tolerance * max(plain.norm(), largest)
 
 
-def test_replays_see_new_images_and_draw_new_augmentation(tmp_path):
-    """The random numbers are those of the plain function, so that runs with and without graphs see the same images."""
-    data_set = run_in(tmp_path / "run").loaders[0].dataset
+def test_second_step_of_a_network_makes_its_own_recording(tmp_path):
+    cells = gpu_cells(tmp_path / "run")
+    first = step_of(cells)
+    training.train(first, cells.train_loader, epoch=1)
+    second = step_of(cells)
+    meter = training.train(second, cells.train_loader, epoch=2)
+    assert first.graphed_forward_backward.replay is not None
+    assert second.graphed_forward_backward.replay is not None
+    assert math.isfinite(meter.loss)
+
+
+def test_replays_draw_new_augmentation(tmp_path):
+    data_set = gpu_cells(tmp_path / "run").train_loader.dataset
     torch.manual_seed(0)
-    first, second = data_set.__getitems__([*range(64)]), data_set.__getitems__([*range(64)])
-    others = data_set.__getitems__([*range(64, 128)])
-    assert data_set.batch.replay is not None
-    assert not torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    assert not torch.equal(first[1], others[1])
+    first_images, first_labels = data_set.__getitems__([*range(16)])
+    second_images, second_labels = data_set.__getitems__([*range(16)])
+    assert data_set.graphed_batch.replay is not None
+    assert not torch.equal(first_images, second_images)
+    assert torch.equal(first_labels, second_labels)
+
+
+def test_replays_see_new_images(tmp_path):
+    data_set = gpu_cells(tmp_path / "run").train_loader.dataset
+    data_set.__getitems__([*range(16)])
+    _, labels = data_set.__getitems__([*range(16, 32)])
+    assert data_set.graphed_batch.replay is not None
+    assert torch.equal(labels, data_set.labels[16:32])
+
+
+def test_replays_draw_the_random_numbers_of_the_plain_function(tmp_path):
+    """So runs with and without graphs see the same images."""
+    data_set = gpu_cells(tmp_path / "run").train_loader.dataset
     torch.manual_seed(0)
-    for images, labels in (first, second):
-        again = data_set.make_batch(torch.arange(64, device="cuda"))
-        assert torch.equal(images, again[0]) and torch.equal(labels, again[1])
+    recorded = [data_set.__getitems__([*range(16)]) for _ in range(2)]
+    torch.manual_seed(0)
+    for images, labels in recorded:
+        plain_images, plain_labels = data_set.make_batch(torch.arange(16, device="cuda"))
+        assert torch.equal(images, plain_images)
+        assert torch.equal(labels, plain_labels)
 
 
-def test_random_state_can_be_saved_and_restored_between_replays():
+@pytest.fixture
+def draws():
+    """A plain function that draws random numbers, and its recording; both expect ``zeros``."""
+
     def draw(zeros):
         return (zeros + torch.rand_like(zeros),)
 
-    replayed, zeros = GraphedFunction(draw), torch.zeros(1000, device="cuda")
-    replayed(zeros)
+    zeros = torch.zeros(1000, device="cuda")
+    recorded = GraphedFunction(draw)
+    recorded(zeros)
+    assert recorded.replay is not None
+    return draw, recorded, zeros
+
+
+def test_random_state_can_be_restored_between_replays(draws):
+    _, recorded, zeros = draws
     state = torch.cuda.get_rng_state()
-    (expected,) = replayed(zeros)
+    (expected,) = recorded(zeros)
     torch.cuda.set_rng_state(state)
-    assert torch.equal(replayed(zeros)[0], expected)
+    assert torch.equal(recorded(zeros)[0], expected)
+
+
+def test_random_state_can_be_forked_between_replays(draws):
+    draw, recorded, zeros = draws
+    state = torch.cuda.get_rng_state()
+    (expected,) = recorded(zeros)
     torch.cuda.set_rng_state(state)
     with torch.random.fork_rng(devices=["cuda"]):
-        replayed(zeros)
+        recorded(zeros)
         draw(zeros)
-    assert torch.equal(replayed(zeros)[0], expected)
+    assert torch.equal(recorded(zeros)[0], expected)
+
+
+def test_plain_function_draws_the_same_after_replays(draws):
+    draw, recorded, zeros = draws
+    state = torch.cuda.get_rng_state()
+    (expected,) = recorded(zeros)
     torch.cuda.set_rng_state(state)
     assert torch.equal(draw(zeros)[0], expected)
+
+
+# Whole runs
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_runs_learn_without_a_warning(tmp_path, precision, recwarn, capsys):
     """Five epochs on the digits, with smaller last batches; no line but the log's is printed."""
-    run = run_in(tmp_path / "run", precision, epochs=5)
-    history = run.fit(0.003)  # at 0.01, some seeds diverge, in any precision
-    assert torch.tensor(history.train_loss).isfinite().all() and history.test_accuracy[-1] > 30
-    assert run.loaders[0].dataset.batch.replay is not None and GraphedFunction.works
-    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, UserWarning)] == []
+    cells = gpu_cells(tmp_path / "run", precision, epochs=5, data=DIGITS)
+    history = cells.train(0.003)  # at 0.01, some seeds diverge, in any precision
+    assert all(map(math.isfinite, history.train_loss))
+    assert history.test_accuracy[-1] > 30  # chance is 10
+    assert cells.train_loader.dataset.graphed_batch.replay is not None
+    messages = [str(one.message) for one in recwarn if issubclass(one.category, UserWarning)]
+    assert messages == []
     assert "CUDA graphs" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_resumed_run_is_the_whole_run(tmp_path, precision, monkeypatch):
-    """Bit for bit where the kernels are deterministic; else within rounding: the random numbers are the same."""
-    whole = run_in(tmp_path / "whole", precision)
-    whole.fit(0.01)
-    halves = run_in(tmp_path / "halves", precision)
+    """Within rounding, as not all kernels are deterministic; the random numbers are the same."""
+    whole = gpu_cells(tmp_path / "whole", precision).train()
+    interrupted = gpu_cells(tmp_path / "halves", precision)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_epoch(2, patch)
-        halves.fit(0.01)
-    resumed = run_in(tmp_path / "halves", precision)
-    resumed.fit(0.01)
-    assert resumed.history.train_loss == pytest.approx(whole.history.train_loss, rel=0.02)
-    assert resumed.history.step_lr == whole.history.step_lr
+        interrupted.train()
+    resumed = interrupted.train()
+    assert resumed.train_loss == pytest.approx(whole.train_loss, rel=0.02)
+    assert resumed.step_lr == whole.step_lr
 
 
-def test_training_goes_on_after_a_failed_capture(tmp_path):
-    """A step that waits for the GPU cannot be captured. In a process of its own: older PyTorch keeps what it left."""
+def test_training_goes_on_after_a_failed_recording(tmp_path):
+    """A step that waits for the GPU cannot be recorded.
+
+    In a process of its own, because older versions of PyTorch keep what it left behind.
+    """
     program = """if True:
         import sys
         from pathlib import Path
-        from tests.small import RECIPE, small_run
-        from utils import training
-        real = training.forward_backward
-        def waits(*arguments):
-            loss, hits = real(*arguments)
+
+        from tests.small import DIGITS
+        from tests.test_gpu import gpu_cells
+        from utils.training import TrainingStep
+
+        forward_backward = TrainingStep.forward_backward
+
+        def waits(self, images, labels):
+            loss, hits = forward_backward(self, images, labels)
             loss.item()
             return loss, hits
-        training.forward_backward = waits
-        run = small_run(Path(sys.argv[1]), RECIPE.for_epochs(5))
-        assert run.fit(0.003).test_accuracy[-1] > 30
+
+        TrainingStep.forward_backward = waits
+        cells = gpu_cells(Path(sys.argv[1]), epochs=5, data=DIGITS)
+        assert cells.train(0.003).test_accuracy[-1] > 30
     """
     command = [sys.executable, "-c", program, str(tmp_path / "run")]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("CUDA graphs do not work here (") == 1
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("CUDA graphs do not work here (") == 1
 
 
 def test_out_of_memory_says_which_batch_size_to_try(tmp_path, monkeypatch):
-    run = run_in(tmp_path / "run")
-    monkeypatch.setattr(run.model, "forward", lambda images: torch.empty(1 << 50, device="cuda"))
-    with pytest.raises(TrainingError, match="the GPU is out of memory with batches of 71 images: try 35"):
-        run.fit(0.01)
+    def take_all_memory(images):
+        return torch.empty(1 << 50, device="cuda")
+
+    cells = gpu_cells(tmp_path / "run", data=DIGITS)
+    monkeypatch.setattr(cells.model, "forward", take_all_memory)
+    with pytest.raises(TrainingError) as caught:
+        cells.train()
+    assert "out of memory with batches of 71 images" in str(caught.value)
+    assert ".replace(batch_size=35)" in str(caught.value)
 
 
-def test_nothing_in_an_epoch_waits_for_the_gpu(tmp_path, monkeypatch):
-    """But the progress bar, which is not drawn here: training steps, BatchNorm's statistics, test batches."""
-    run = run_in(tmp_path / "run")
-    accelerator, recipe = run.accelerator, run.session.recipe
-    model, optimizer, *loaders = accelerator.prepare(run.model, run.optimizer, *run.loaders)
-    step = GraphedFunction(partial(training.forward_backward, model, accelerator, recipe), model)
-    iterator = iter(loaders[0])
+# Nothing waits for the GPU, but the progress bar, which is not drawn here
 
-    def one_step():
-        images, labels = next(iterator)
-        optimizer.zero_grad()
-        step(images, labels)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
-    model.train()
-    one_step()  # records
+def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
+    """In float16, one value is read in each step: whether the gradients have overflowed."""
+    precision = "float32" if EMULATED else "bfloat16"
+    cells = gpu_cells(tmp_path / "run", precision, data=DIGITS)
+    step = step_of(cells)
+    batches = iter(cells.train_loader)
+    cells.model.train()
+    step(*next(batches))  # records
     with no_waiting():
         for _ in range(5):
-            one_step()
-    training.refresh_batchnorm(model, loaders[0].dataset, recipe.batch_size, accelerator)
-    training.predict(model, loaders[1], accelerator=accelerator)
+            step(*next(batches))
+
+
+def test_statistics_of_batchnorm_do_not_wait_for_the_gpu(tmp_path):
+    cells = gpu_cells(tmp_path / "run", data=DIGITS)
+    arguments = cells.model, cells.train_loader.dataset, 71, cells.run.precision
+    training.refresh_batchnorm(*arguments)
     with no_waiting():
-        training.refresh_batchnorm(model, loaders[0].dataset, recipe.batch_size, accelerator)
-        training.predict(model, loaders[1], accelerator=accelerator)
+        training.refresh_batchnorm(*arguments)
+
+
+def test_test_batches_do_not_wait_for_the_gpu(tmp_path):
+    cells = gpu_cells(tmp_path / "run", data=DIGITS)
+    arguments = cells.model, cells.test_loader, cells.run.precision
+    training.predict(*arguments)
+    with no_waiting():
+        training.predict(*arguments)
+
+
+# Optimizers and the benchmark
 
 
 def test_optimizers_update_all_weights_with_few_launches():
     model = nn.Linear(2, 2)
     assert adam(model, 0.1).defaults["fused"] is None  # as PyTorch chooses
-    assert adam(model.cuda(), 0.1).defaults["fused"] and sgd(model, 0.1).defaults["fused"]
+    model.cuda()
+    assert adam(model, 0.1).defaults["fused"]
+    assert sgd(model, 0.1).defaults["fused"]
 
 
 def test_first_step_that_overflows_changes_nothing():
-    model, scaler = nn.Linear(2, 2).cuda(), torch.amp.GradScaler("cuda")
-    optimizer, before = sgd(model, 0.1), model.weight.clone()
-    for scale in (math.inf, 0.0):
+    model = nn.Linear(2, 2).cuda()
+    optimizer = sgd(model, 0.1)
+    scaler = torch.amp.GradScaler("cuda")
+    before = model.weight.clone()
+    for factor in (math.inf, 0.0):
         optimizer.zero_grad()
-        scaler.scale(scale * model(torch.ones(1, 2, device="cuda")).sum()).backward()
+        loss = factor * model(torch.ones(1, 2, device="cuda")).sum()
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         assert torch.equal(model.weight, before)
 
 
 def test_benchmark_measures_the_bare_graph():
-    training, _, bare_graph = throughput.ours(SESSIONS[9], throughput.noise(512))
-    training()
-    before = [parameter.detach().clone() for parameter in training.args[0].parameters()]
+    train_phase, _, bare_graph = throughput.ours(SESSIONS[9], throughput.noise(512))
+    train_phase()
+    model = train_phase.args[0].model
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     bare_graph()
-    assert GraphedFunction.works and not any(map(torch.equal, before, training.args[0].parameters()))
+    assert GraphedFunction.recording_works
+    assert not any(map(torch.equal, before, model.parameters()))

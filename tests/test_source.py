@@ -188,7 +188,9 @@ def test_functions_of_one_name_in_a_file_are_unchanged(write_module):
 
 
 def test_class_of_a_cell_has_its_source(shell):
-    shell.run_cell("WIDTH = 3\nclass InACell:\n    def forward(self, x):\n        return x * WIDTH\n")
+    shell.run_cell(
+        "WIDTH = 3\nclass InACell:\n    def forward(self, x):\n        return x * WIDTH\n"
+    )
     text = source_text(shell.user_ns["InACell"])
     assert "WIDTH = 3" in text
     assert "return x * WIDTH" in text
@@ -214,9 +216,7 @@ def test_class_of_a_cell_includes_its_base_of_models(shell):
         "    def forward(self, x):\n"
         "        return super().forward(x)\n"
     )
-    assert {"UltimusBlock", "TransformerModel", "Mine"} <= set(
-        source_pieces(shell.user_ns["Mine"])
-    )
+    assert {"UltimusBlock", "TransformerModel", "Mine"} <= set(source_pieces(shell.user_ns["Mine"]))
 
 
 def test_what_has_no_source_has_no_piece():

@@ -79,7 +79,7 @@ class Recipe:
         for name in changes:
             if name not in names:
                 raise TrainingError(f"a recipe has no {name}: choose among {', '.join(names)}.")
-        epochs = changes.get("epochs", self.epochs)
+        epochs = plain_number(changes.get("epochs", self.epochs))
         check_range("epochs", epochs, *RANGES["epochs"])
         if "top_epoch" not in changes:
             changes["top_epoch"] = max(1, round(self.top_epoch * epochs / self.epochs))

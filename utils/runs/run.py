@@ -38,6 +38,7 @@ from utils.runs.checkpoint import (
     network_content,
     restore_checkpoint,
     save_checkpoint,
+    write_history,
 )
 from utils.runs.folder import RunFolder
 from utils.runs.plan import NetworkInfo, plan_of_search, plan_of_training
@@ -70,6 +71,7 @@ class Run:
         self.precision = choose_precision(recipe.precision, None, device)
         self.model: nn.Module | None = None
         self.search: LRSearch | None = None
+        self.search_file: bytes | None = None
         self.history = History()
         self.optimizers_at_start: WeakKeyDictionary[Optimizer, dict] = WeakKeyDictionary()
         self.schedules_at_start: WeakKeyDictionary[LRScheduler, tuple] = WeakKeyDictionary()
@@ -105,6 +107,8 @@ class Run:
         self.weights_at_start = copy.deepcopy(model.state_dict())
         self.random_at_start = random_state(self.device)
         self.folder.wait_for_start()
+        self.search = None
+        self.search_file = None
         self.forget_results()
         return model
 
@@ -128,8 +132,9 @@ class Run:
             steps = SMOKE_SEARCH_STEPS if smoke() else schedule.SEARCH_STEPS
             self.search = schedule.find_lr(model, optimizer, train_loader, self.precision, steps)
             self.forget_results()
-            content = {"plan": plan, "search": asdict(self.search)}
-            self.folder.write("lr_finder.json", json.dumps(content).encode())
+        content = {"plan": plan, "search": asdict(self.search)}
+        self.search_file = json.dumps(content).encode()
+        self.folder.write("lr_finder.json", self.search_file)
         return self.search
 
     def read_search(self, plan: dict) -> LRSearch | None:
@@ -192,6 +197,8 @@ class Run:
         """Train from the checkpoint ``saved``, or from the start; save the trained weights."""
         recipe = self.recipe
         self.folder.write("network.py", self.network.source.encode())
+        if self.search_file is not None:  # an earlier run has taken its copy along
+            self.folder.write("lr_finder.json", self.search_file)
         print(
             f"{self.network.title} on {self.data.name}, {recipe.epochs} epochs, "
             f"seed {recipe.seed}, {hardware_of(self.device, self.precision)}",
@@ -202,6 +209,7 @@ class Run:
         history = History()
         if saved:
             history = restore_checkpoint(saved, step, self.folder)
+            write_history(self.folder, history)  # a kill may have come before the log was written
             print(f"Resuming after epoch {history.epochs}:", *history.log, sep="\n", flush=True)
 
         def save(history: History) -> None:
