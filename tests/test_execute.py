@@ -1,11 +1,10 @@
-"""Running a notebook from the terminal: its output is shown at once, and only a complete run is saved."""
+"""Running a notebook from the terminal: its output comes at once, and only a whole run is saved."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import pytest
@@ -15,6 +14,11 @@ from tests.conftest import ROOT
 from tools.execute import main
 
 NAME = "session9_assignment.ipynb"
+
+
+def write(folder, *sources) -> None:
+    cells = [new_code_cell(source) for source in sources]
+    nbformat.write(new_notebook(cells=cells), folder / NAME)
 
 
 @pytest.fixture
@@ -33,19 +37,30 @@ def run(full, tmp_path, monkeypatch):
     return run
 
 
-def write(folder, *sources):
-    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources]), folder / NAME)
+def test_cells_are_numbered_in_their_order(run):
+    cells = run("a = 1", "a").cells
+    assert [cell.execution_count for cell in cells] == [1, 2]
 
 
-def test_executed_notebook_keeps_the_last_state_of_a_progress_bar_but_none_of_a_cleared_one(run, tmp_path, capfd):
-    bar = "import sys; print('10%', end='\\r', flush=True); print('100%'); print('no widgets', file=sys.stderr)"
-    cleared = "print('10%', end='\\r'); print('   ', end='\\r', flush=True)"
-    first, second, third = run(bar, cleared, f"{cleared}; print('done'); 1 + 1").cells
-    assert [cell.execution_count for cell in (first, second, third)] == [1, 2, 3]
-    assert [output.text for output in first.outputs] == ["100%\n"] and second.outputs == []
-    assert third.outputs[0].text == "done\n" and third.outputs[1].data["text/plain"] == "2"
-    shown = capfd.readouterr().out
-    assert "10%\r100%\n" in shown and "no widgets" in shown
+def test_last_state_of_a_progress_bar_is_kept(run, capfd):
+    (cell,) = run("print('10%', end='\\r', flush=True); print('100%')").cells
+    assert [output.text for output in cell.outputs] == ["100%\n"]
+    assert "10%\r100%\n" in capfd.readouterr().out
+
+
+def test_cleared_progress_bar_leaves_nothing(run):
+    (cell,) = run("print('10%', end='\\r'); print('   ', end='\\r', flush=True)").cells
+    assert cell.outputs == []
+
+
+def test_standard_error_is_shown_and_not_kept(run, capfd):
+    (cell,) = run("import sys; print('no widgets', file=sys.stderr)").cells
+    assert cell.outputs == []
+    assert "no widgets" in capfd.readouterr().out
+
+
+def test_notebook_in_the_folder_stays_without_outputs(run, tmp_path):
+    run("print('done')")
     assert nbformat.read(tmp_path / NAME, as_version=4).cells[0].outputs == []
 
 
@@ -55,40 +70,76 @@ def test_notebook_with_an_error_is_not_saved(run, tmp_path):
     assert not list(tmp_path.rglob("runs/**/*.ipynb"))
 
 
-def test_terminal_without_unicode_and_a_kernel_that_is_this_python_whatever_the_user_has_installed(tmp_path):
+def start(folder, **variables) -> subprocess.Popen:
+    """``python -m tools.execute 9`` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tools.execute", "9"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+    )
+
+
+def test_kernel_is_this_python_whatever_the_user_has_installed(tmp_path):
     folder = tmp_path / "jupyter/kernels/python3"
     folder.mkdir(parents=True)
-    other = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another Python", "language": "python"}
+    other = {
+        "argv": ["/bin/false", "{connection_file}"],
+        "display_name": "another Python",
+        "language": "python",
+    }
     (folder / "kernel.json").write_text(json.dumps(other))
-    write(tmp_path, "import sys; print('→', sys.executable)")
+    write(tmp_path, "import sys; print(sys.executable)")
     (tmp_path / "runs/smoke/session9").mkdir(parents=True)
-    variables = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tools.execute", "9"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f"\\u2192 {sys.executable}\n"), done.stderr
+    shown, _ = start(tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter")).communicate()
+    assert shown.startswith(f"{sys.executable}\n")
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "no memory", "closed pipe"])
-def test_notebook_that_is_stopped(tmp_path, how):
-    """A pipe is closed silently, as in `make session9 | head -1`."""
+def test_terminal_without_unicode(tmp_path):
+    write(tmp_path, "print('→')")
+    (tmp_path / "runs/smoke/session9").mkdir(parents=True)
+    shown, _ = start(tmp_path, PYTHONIOENCODING="latin-1").communicate()
+    assert shown.startswith("\\u2192\n")
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A running notebook that does not end by itself, and its kernel's process number."""
+    write(tmp_path, "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)")
+    run = start(tmp_path)
+    return run, int(run.stdout.readline())
+
+
+def assert_stopped(run: subprocess.Popen, kernel: int, folder) -> None:
+    """The run and its kernel have ended, with one line, and nothing is saved."""
+    error = run.stderr.read().strip()
+    assert run.wait(60) == 1
+    assert error.startswith(f"{NAME} was stopped, by you or because memory ran out.")
+    assert "\n" not in error
+    assert not list(folder.rglob("runs/**/*.ipynb"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_the_notebook(endless, tmp_path, number):
+    run, kernel = endless
+    run.send_signal(number)
+    assert_stopped(run, kernel, tmp_path)
+
+
+def test_kernel_without_memory_stops_the_notebook(endless, tmp_path):
+    run, kernel = endless
+    os.kill(kernel, signal.SIGKILL)
+    assert_stopped(run, kernel, tmp_path)
+
+
+def test_closed_pipe_stops_the_notebook_silently(tmp_path):
+    """As in `make session9 | head -1`."""
     loop = "for i in range(600): print(i, flush=True); time.sleep(0.1)"
-    write(tmp_path, f"import os, time; print('pid', os.getpid(), flush=True)\n{loop}")
-    run = subprocess.Popen(
-        [sys.executable, "-m", "tools.execute", "9"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    kernel = int(run.stdout.readline().split()[1])
-    if how == "closed pipe":
-        run.stdout.close()
-    elif how == "no memory":
-        os.kill(kernel, signal.SIGKILL)
-    else:
-        run.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM)
-    told = run.stderr.read().strip()
-    kept = f"{NAME} was stopped, by you or because memory ran out."
-    assert run.wait(60) == 1 and "\n" not in told
-    assert told == "" if how == "closed pipe" else told.startswith(kept)
-    assert not list(tmp_path.rglob("runs/**/*.ipynb"))
-    time.sleep(1)
-    with pytest.raises(ProcessLookupError):  # the notebook's kernel has ended, too
-        os.kill(kernel, 0)
+    write(tmp_path, f"import time\n{loop}")
+    run = start(tmp_path)
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait(60) == 1

@@ -1,85 +1,140 @@
-"""The submission shows the run in the order of the assignment page, and says if it should not be handed in."""
+"""The submission shows the run in the order of the assignment page, or says why not."""
 
-import json
 import re
 import subprocess
 
 import pytest
 
-from tools import publish
+from tests.small import cells_of
+from utils import git
+from utils.errors import TrainingError
 from utils.runs import report
-from utils.sessions import SESSIONS
+from utils.runs.report import submission_text
 
 FACTS = {
-    "session": 9, "data": "CIFAR-10", "is_cifar10": True, "epochs": 24, "parameters": 26064,
-    "test_accuracy": 68.957, "max_lr": 0.3, "first_lr": 0.003, "top_epoch": 4,
-}  # fmt: skip
+    "session": 9,
+    "network": "TransformerModel()",
+    "data": "CIFAR-10",
+    "is_cifar10": True,
+    "epochs": 24,
+    "parameters": 26064,
+    "test_accuracy": 68.957,
+    "max_lr": 0.3,
+    "first_lr": 0.003,
+    "top_epoch": 4,
+}
+
+
+def text_of(session: int, **changes) -> str:
+    facts = FACTS | {"session": session} | changes
+    return submission_text(facts, "https://host/me/mine", "class Net: ...", "EPOCH = 1\n")
+
+
+POINTS = {
+    9: ["Repository: https://host/me/mine", "class Net", "EPOCH = 1", "loss_and_accuracy_graphs"],
+    8: ["Repository: ", "class Net", "LRMIN = 0.0030, LRMAX = 0.3000", "EPOCH = 1", "68.96%"],
+    7: [
+        "Repository: ",
+        "class Net",
+        "EPOCH = 1",
+        "loss_and_accuracy_graphs",
+        "misclassified_images",
+        "grad_cam",
+    ],
+}
+
+
+@pytest.mark.parametrize("session", POINTS)
+def test_points_stand_in_the_order_of_the_page(session):
+    rest = text_of(session).split("\n\n", 1)[1]
+    for number, point in enumerate(POINTS[session], start=1):
+        before, rest = rest.split(point, 1)
+        assert f"{number}. " in before
+
+
+def test_run_on_cifar10_has_no_warning():
+    assert text_of(9).startswith("# Session 9\n")
+
+
+def test_first_line_says_that_a_run_on_other_images_is_not_to_be_handed_in():
+    text = text_of(9, data="digits", is_cifar10=False)
+    assert text.startswith("**Do not hand this in: it was trained on digits")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    cells = cells_of(tmp_path_factory.mktemp("runs") / "run")
+    cells.train()
+    cells.run.finish()
+    return cells.run
+
+
+def submission(run, *arguments) -> str:
+    run.submission(*arguments)
+    return (run.folder.path / "submission.md").read_text("utf-8")
+
+
+def test_submission_before_the_end_is_one_line(tmp_path):
+    with pytest.raises(TrainingError, match=r"call run\.finish"):
+        cells_of(tmp_path / "run").run.submission()
+
+
+def test_submission_shows_the_network_that_was_trained(finished):
+    assert "TransformerModel(a=8) (26,064 parameters)" in submission(finished)
+    assert "class UltimusBlock" in submission(finished)
+
+
+def test_submission_has_the_address_that_is_given(finished):
+    assert "Repository: https://host/you/yours\n" in submission(finished, "https://host/you/yours")
+
+
+def test_placeholder_is_no_address(finished, monkeypatch):
+    monkeypatch.setattr("utils.runs.run.repository", lambda: "https://host/me/mine")
+    text = submission(finished, "https://github.com/OWNER/NAME")
+    assert "Repository: https://host/me/mine\n" in text
+
+
+def test_answers_are_known_for_each_session():
+    assert set(report.ANSWERS) == {7, 8, 9}
 
 
 @pytest.fixture
-def run(tmp_path):
-    (tmp_path / "training_log.txt").write_text("EPOCH = 1\nTest set: fine\n")
-
-    def write(address="https://github.com/me/mine", **changes):
-        facts = FACTS | changes
-        (tmp_path / "run.json").write_text(json.dumps(facts))
-        shown = report.write_submission(tmp_path, SESSIONS[facts["session"]].answers, address)
-        text = (tmp_path / "submission.md").read_text("utf-8")
-        heads = re.findall(r"^(?:\*\*|\d\. ).*?(?=:?$)", text, re.MULTILINE)
-        told = f"{tmp_path}/submission.md holds the answers to the assignment page:\n"
-        assert told in shown and shown.replace(told, "").splitlines() == heads
-        return text
-
-    return write
-
-
-@pytest.mark.parametrize("session, points", [
-    (9, ["Repository: https://github.com/me/mine", "class UltimusBlock", "EPOCH = 1", "(loss_and_accuracy_graphs.png)"]),
-    (8, ["Repository: ", "class CustomResNet", "LRMIN = 0.0030, LRMAX = 0.3000 at the end of epoch 4", "EPOCH = 1", "68.96%, on CIFAR-10"]),
-    (7, ["Repository: ", "class BasicBlock", "EPOCH = 1", "(loss_and_accuracy_graphs.png)", "(misclassified_images.png)", "(grad_cam.png)"]),
-])  # fmt: skip
-def test_the_points_stand_in_the_pages_order(run, session, points):
-    text = run(session=session)
-    assert text.startswith(f"# Session {session}\n")
-    numbered = text.split("\n\n", 1)[1]
-    for number, point in enumerate(points, start=1):
-        before, numbered = numbered.split(point, 1)
-        assert f"{number}. " in before
-    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert set(pictures) <= set(publish.files(session)) and len(pictures) == {7: 3, 8: 0, 9: 1}[session]
-
-
-@pytest.mark.parametrize("changes, reason", [
-    ({"data": "digits", "is_cifar10": False}, "it was trained on digits, not on CIFAR-10"),
-    ({"data": "CIFAR-10-C (folder of images)", "is_cifar10": False}, "it was trained on CIFAR-10-C"),
-    ({"address": ""}, "Add the address of your repository: "),
-])  # fmt: skip
-def test_first_line_says_why_a_run_should_not_be_handed_in(run, changes, reason):
-    assert re.match(rf"\*\*(Do not hand this in: )?{re.escape(reason)}", run(**changes))
-
-
-@pytest.mark.parametrize("remote, address", [
-    ("https://github.com/me/mine.git", "https://github.com/me/mine"),
-    ("https://me:secret@github.com/me/mine", "https://github.com/me/mine"),
-    ("git@github.com:me/mine.git", "git@github.com:me/mine"),
-    (None, ""),
-    ("/home/me/mine", ""),
-])  # fmt: skip
-def test_repository_is_the_remote_origin_without_credentials(monkeypatch, tmp_path, remote, address):
+def repository(monkeypatch, tmp_path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    if remote:
-        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path, check=True)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report.repository() == address
-    monkeypatch.setenv("PATH", "")  # no git
-    assert report.repository() == report.commit.__wrapped__() == ""
+    monkeypatch.setattr(git, "ROOT", tmp_path)
+    return tmp_path
 
 
-def test_commit_is_marked_if_tracked_files_have_changed(monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    as_test = "git -c user.name=test -c user.email=test@localhost"
-    script = f"git init -q; touch a; git add a; {as_test} commit -qm 1; {as_test} tag -m 1 v1; touch new"
-    subprocess.run(script, shell=True, cwd=tmp_path, check=True)
-    assert re.fullmatch("[0-9a-f]{7,}", commit := report.commit.__wrapped__())
-    (tmp_path / "a").write_text("changed")
-    assert report.commit.__wrapped__() == f"{commit}+"
+ADDRESSES = {
+    "https://github.com/me/mine.git": "https://github.com/me/mine",
+    "https://me:secret@github.com/me/mine": "https://github.com/me/mine",
+    "git@github.com:me/mine.git": "git@github.com:me/mine",
+    "/home/me/mine": "",
+}
+
+
+@pytest.mark.parametrize("remote", ADDRESSES)
+def test_repository_is_the_remote_origin_without_credentials(repository, remote):
+    subprocess.run(["git", "remote", "add", "origin", remote], cwd=repository, check=True)
+    assert git.repository() == ADDRESSES[remote]
+
+
+def test_repository_without_a_remote(repository):
+    assert git.repository() == ""
+
+
+def test_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git.repository() == ""
+    assert git.commit.__wrapped__() == ""
+
+
+def test_commit_is_marked_if_tracked_files_have_changed(repository):
+    (repository / "a").write_text("1")
+    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "a"], [*author, "commit", "-qm", "1"]):
+        subprocess.run(["git", *command], cwd=repository, check=True)
+    commit = git.commit.__wrapped__()
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    (repository / "a").write_text("changed")
+    assert git.commit.__wrapped__() == f"{commit}+"

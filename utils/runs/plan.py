@@ -72,10 +72,12 @@ def arguments_of(network: Callable) -> dict[str, Any] | None:
     if not isinstance(network, partial):
         return {}
     try:
-        bound = inspect.signature(network.func).bind_partial(*network.args, **network.keywords)
+        signature = inspect.signature(network.func)
+        bound = signature.bind_partial(*network.args)
     except (TypeError, ValueError):
         return None
-    arguments = {name: plain_number(value) for name, value in bound.arguments.items()}
+    given = bound.arguments | network.keywords
+    arguments = {name: plain_number(value) for name, value in given.items()}
     if all(is_plain(value) for value in arguments.values()):
         return arguments
     return None
