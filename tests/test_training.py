@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -195,8 +196,7 @@ def test_progress_is_seen_before_the_end_of_the_epoch(monkeypatch, capsys):
 
 
 def test_log_line_is_complete_in_a_narrow_terminal(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("LINES", "20")
+    monkeypatch.setattr(training, "progress", partial(progress, ncols=40))
     meter = train(step_of(linear_network()), loader_of(count=50, batch_size=10), epoch=1)
     assert TRAIN_LINE.fullmatch(meter.line)
     assert meter.line in capsys.readouterr().out.splitlines()
