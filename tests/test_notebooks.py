@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest.mock import Mock
 
 import nbformat
 import pytest
@@ -39,22 +40,43 @@ def sources(notebook) -> list[str]:
     return [cell.source for cell in code_cells(notebook)]
 
 
-def test_cells_define_nothing(notebook):
-    """The course forbids it; and nbval takes a failed "!" for a success."""
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+def test_cells_call_no_shell_and_no_magic(notebook):
+    """nbval takes a failed "!" for a success."""
     for source in sources(notebook):
-        assert not re.search(r"^\s*((def|class) |[!%])|lambda", source, re.MULTILINE)
+        for line in source.splitlines():
+            assert not line.lstrip().startswith(("!", "%"))
+
+
+def test_cells_define_no_function_and_no_class(notebook):
+    """The course forbids it."""
+    for source in sources(notebook):
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(node, DEFINITIONS), ast.unparse(node)
 
 
 def test_notebook_is_short(notebook):
     assert len(sources(notebook)) <= 18
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["train_transform(", "make_loaders(", "CrossEntropyLoss(", "one_cycle(", "find_lr(", "fit("],
-)
-def test_what_the_assignment_names_is_made_in_a_cell(notebook, name):
-    assert name in "\n".join(sources(notebook))
+NAMED_BY_THE_ASSIGNMENT = [
+    "transform = train_transform(",
+    "train_loader, test_loader = make_loaders(",
+    "model = run.build(",
+    "criterion = nn.CrossEntropyLoss(",
+    "optimizer = ",
+    "search = run.find_lr(",
+    "scheduler = one_cycle(",
+    "history = run.fit(",
+]
+
+
+@pytest.mark.parametrize("statement", NAMED_BY_THE_ASSIGNMENT)
+def test_what_the_assignment_names_is_made_in_a_cell(notebook, statement):
+    lines = "\n".join(sources(notebook)).splitlines()
+    assert any(line.startswith(statement) for line in lines)
 
 
 def names_in(source: str, context: type) -> set[str]:
@@ -64,6 +86,7 @@ def names_in(source: str, context: type) -> set[str]:
 
 
 def imported(source: str) -> set[str]:
+    """The names that a cell imports: ``os`` of ``import os.path``."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -72,17 +95,15 @@ def imported(source: str) -> set[str]:
 
 
 def test_imports_stand_where_they_are_used_first(notebook):
+    later = {"show_source"}  # stands beside show_code, two cells before its use
     for source in sources(notebook):
-        assert imported(source) - names_in(source, ast.Load) <= {"show_source", "drive"}
+        assert imported(source) - names_in(source, ast.Load) <= later
 
 
-def test_nothing_made_is_unused(notebook):
-    made = set()
-    used = set()
-    for source in sources(notebook):
-        made |= names_in(source, ast.Store) | imported(source)
-        used |= names_in(source, ast.Load)
-    assert made <= used
+def test_every_name_is_used(notebook):
+    source = "\n".join(sources(notebook))
+    made = names_in(source, ast.Store) | imported(source)
+    assert made - names_in(source, ast.Load) == set()
 
 
 def test_colab_presets_a_gpu(notebook):
@@ -132,6 +153,7 @@ def executed(path, notebook):
 
 
 def text_of(notebook) -> str:
+    """What the cells print and return."""
     texts = []
     for cell in code_cells(notebook):
         for output in cell.outputs:
@@ -139,39 +161,64 @@ def text_of(notebook) -> str:
     return "".join(texts)
 
 
-def test_notebook_was_executed_from_top_to_bottom(executed):
-    counts = [cell.execution_count for cell in code_cells(executed)]
-    assert counts == list(range(1, len(counts) + 1))
-
-
-def test_notebook_shows_the_published_run(executed, static):
-    shown = [
-        line for line in text_of(executed).splitlines() if line.startswith(("EPOCH", "Test set"))
-    ]
-    assert shown == log_of(static).splitlines(), (
-        "The notebook shows another run than static/: it was run again and saved. That is no fault "
-        "of the code; `git checkout` brings the published one back."
+def not_published(path: Path, difference: str) -> str:
+    """What to tell a student who has saved a run of their own over the published notebook."""
+    return (
+        f"{path.name} {difference}. This is no fault of the code: you have saved another run over "
+        f"the published one. `git checkout {path.name}` brings that back."
     )
 
 
-def test_outputs_hold_no_path_of_a_machine_and_no_error(executed):
+def test_notebook_was_executed_from_top_to_bottom(path, executed):
+    counts = [cell.execution_count for cell in code_cells(executed)]
+    whole = counts == list(range(1, len(counts) + 1))
+    assert whole, not_published(path, "was not executed once, from top to bottom")
+
+
+def test_notebook_shows_the_published_run(path, executed, static):
+    log = log_of(static).splitlines()
+    lines = text_of(executed).splitlines()
+    epochs = [line for line in lines if line.startswith(("EPOCH", "Test set"))]
+    same = epochs == log
+    last = epochs[-1] if epochs else "no epoch"
+    difference = f"shows a run that ends with “{last}”, static/{static.name} one with “{log[-1]}”"
+    assert same, not_published(path, difference)
+
+
+def test_outputs_hold_no_path_of_a_machine(path, executed):
     outputs = json.dumps([cell.outputs for cell in code_cells(executed)])
-    assert not re.search(r'/(root|home|work|tmp|content)/|"output_type": "error"|"stderr"', outputs)
+    places = ("/root/", "/home/", "/work/", "/tmp/", "/content/")
+    visible = [place for place in places if place in outputs]
+    assert not visible, not_published(path, f"shows paths of the machine that ran it: {visible}")
+
+
+def test_outputs_hold_no_error_and_no_warning(path, executed):
+    kinds = set()
+    for cell in code_cells(executed):
+        kinds |= {output.get("name", output.output_type) for output in cell.outputs}
+    clean = kinds <= {"stdout", "display_data", "execute_result"}
+    assert clean, not_published(path, "shows an error or a warning")
+
+
+def make_project(folder: Path) -> None:
+    """A folder with the files by which the setup cells find the project."""
+    (folder / "models").mkdir(parents=True)
+    for network in ROOT.glob("models/model*.py"):
+        (folder / "models" / network.name).touch()
 
 
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
-    """An empty folder. Commands are recorded; a clone creates what git would create."""
-    commands = []
-    subfolder = {"of the project": ""}
+    """An empty folder as the current one; commands are recorded instead of run.
+
+    A clone creates the files that the setup cell looks for, in ``subfolder`` of the repository.
+    """
+    machine = types.SimpleNamespace(folder=tmp_path, commands=[], subfolder="")
 
     def run(command, check=False):
-        commands.append(command)
+        machine.commands.append(command)
         if command[0] == "git":
-            models = tmp_path / command[-1] / subfolder["of the project"] / "models"
-            models.mkdir(parents=True)
-            for network in ROOT.glob("models/model*.py"):
-                (models / network.name).touch()
+            make_project(tmp_path / command[-1] / machine.subfolder)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.chdir(tmp_path)
@@ -179,7 +226,7 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("RUNS", "unset")
     monkeypatch.setenv("GIT_TERMINAL_PROMPT", "1")
-    return types.SimpleNamespace(commands=commands, subfolder=subfolder, folder=tmp_path)
+    return machine
 
 
 @pytest.fixture
@@ -198,18 +245,24 @@ def test_setup_clones_the_repository(setup, elsewhere, end):
 
 
 def test_setup_finds_the_project_inside_a_course_repository(setup, elsewhere):
-    elsewhere.subfolder["of the project"] = "EVA8/session9"
+    elsewhere.subfolder = "EVA8/session9"
     exec(setup, {})
     assert Path.cwd() == elsewhere.folder / "mine/EVA8/session9"
 
 
-def test_setup_run_again_changes_nothing(setup, elsewhere):
+def test_setup_run_again_clones_no_more(setup, elsewhere):
     exec(setup, {})
-    path = list(sys.path)
     exec(setup, {})
     assert len(elsewhere.commands) == 1
-    assert sys.path == path
     assert Path.cwd() == elsewhere.folder / "mine"
+
+
+def test_setup_run_again_leaves_the_import_path_as_it_is(setup, elsewhere):
+    exec(setup, {})
+    first = list(sys.path)
+    exec(setup, {})
+    assert sys.path == first
+    assert sys.path.count(str(elsewhere.folder / "mine")) == 1
 
 
 def test_setup_after_a_restart_of_the_kernel_clones_no_more(setup, elsewhere, monkeypatch):
@@ -221,9 +274,7 @@ def test_setup_after_a_restart_of_the_kernel_clones_no_more(setup, elsewhere, mo
 
 
 def test_setup_finds_the_project_in_a_folder_beside(setup, elsewhere):
-    (elsewhere.folder / "project/models").mkdir(parents=True)
-    for network in ROOT.glob("models/model*.py"):
-        (elsewhere.folder / "project/models" / network.name).touch()
+    make_project(elsewhere.folder / "project")
     exec(setup, {})
     assert elsewhere.commands == []
     assert Path.cwd() == elsewhere.folder / "project"
@@ -236,50 +287,77 @@ def test_setup_in_the_project_clones_nothing(setup, elsewhere, monkeypatch):
     assert Path.cwd() == ROOT
 
 
-def test_project_is_imported_before_another_utils(setup, elsewhere, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    sys.path.insert(0, "/another/project")
-    exec(setup, {})
-    assert sys.path[0] == str(ROOT)
+def test_project_is_imported_before_another_utils(setup, tmp_path):
+    """PYTHONPATH names the other one; -P leaves out the current folder, as a kernel does."""
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils/__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{setup}\nimport utils\nprint(utils.__file__)"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(ROOT / "utils/__init__.py")
 
 
 def test_setup_without_an_address_says_what_to_do(notebook, elsewhere):
-    source = re.sub(
-        'REPOSITORY = ".*"', 'REPOSITORY = "https://github.com/OWNER/NAME"', sources(notebook)[0]
-    )
-    with pytest.raises(SystemExit, match="set REPOSITORY"):
-        exec(source, {})
+    placeholder = re.sub('github.com/.*"', 'github.com/OWNER/NAME"', sources(notebook)[0])
+    with pytest.raises(SystemExit) as stop:
+        exec(placeholder, {})
+    assert "set REPOSITORY" in stop.value.code
+    assert "\n" not in stop.value.code
     assert elsewhere.commands == []
 
 
 def test_repository_that_cannot_be_cloned_is_one_line(setup, elsewhere, monkeypatch):
     failed = subprocess.CompletedProcess([], 128)
-    monkeypatch.setattr(subprocess, "run", lambda command, check=False: failed)
-    with pytest.raises(SystemExit, match="cannot be cloned: check the address"):
+    monkeypatch.setattr(subprocess, "run", Mock(return_value=failed))
+    with pytest.raises(SystemExit) as stop:
         exec(setup, {})
+    assert "https://github.com/me/mine cannot be cloned" in stop.value.code
+    assert "check the address" in stop.value.code
+    assert "\n" not in stop.value.code
 
 
-def test_setup_installs_what_is_missing(setup, elsewhere, monkeypatch):
+def modules_of(setup: str) -> list[str]:
+    """The packages that the setup cell looks for."""
+    (line,) = [line for line in setup.splitlines() if line.startswith("modules = ")]
+    return ast.literal_eval(line.removeprefix("modules = ")).split()
+
+
+@pytest.mark.parametrize("module", modules_of(sources(nbformat.read(NOTEBOOKS[0], 4))[0]))
+def test_setup_installs_a_package_that_is_missing(setup, elsewhere, monkeypatch, module):
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: None if name == "torchinfo" else real(name),
-    )
+
+    def find_spec(name):
+        return None if name == module else real(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.chdir(ROOT)
     exec(setup, {})
     (install,) = elsewhere.commands
     assert install[1:] == ["-m", "pip", "install", "-q", "-r", "requirements-notebook.txt"]
 
 
-def test_setup_keeps_the_run_on_drive_only_if_asked(setup, elsewhere, monkeypatch):
-    mounted = []
+@pytest.fixture
+def mounted(monkeypatch):
+    """Folders that a stand-in for Colab's Google Drive mounts."""
+    folders = []
     colab = types.ModuleType("google.colab")
-    colab.drive = types.SimpleNamespace(mount=mounted.append)
+    colab.drive = types.SimpleNamespace(mount=folders.append)
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
+    return folders
+
+
+def test_setup_leaves_google_drive_alone(setup, elsewhere, mounted):
     exec(setup, {})
+    assert mounted == []
     assert os.environ["RUNS"] == "unset"
+
+
+def test_setup_keeps_the_run_on_google_drive_if_asked(setup, elsewhere, mounted):
     exec(setup.replace("KEEP_ON_DRIVE = False", "KEEP_ON_DRIVE = True"), {})
     assert mounted == ["/content/drive"]
     assert os.environ["RUNS"] == "/content/drive/MyDrive/mine"
@@ -293,34 +371,55 @@ def test_setup_cells_differ_only_in_the_network():
     assert len(cells) == 1
 
 
-MODULES = {
+# Packages of modules with another name.
+PACKAGES = {
     "pytorch_grad_cam": "grad-cam",
     "sklearn": "scikit-learn",
     "torch_lr_finder": "torch-lr-finder",
     "PIL": "torchvision",
     "numpy": "torch",
-    "IPython": None,
-    "google": None,
 }
+# The project's own, and what notebooks have where they run.
+NO_PACKAGES = {"main", "models", "utils", "IPython", "google"}
 
 
-def test_requirements_of_the_notebooks_cover_what_is_imported():
+def required() -> set[str]:
     text = (ROOT / "requirements-notebook.txt").read_text("utf-8")
-    required = {line.split(">=")[0] for line in text.splitlines() if ">=" in line}
-    own = {"models", "utils", "main"}
-    files = [ROOT / "main.py", *ROOT.glob("models/*.py"), *(ROOT / "utils").rglob("*.py")]
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for module in {name.split(".")[0] for name in names if name}:
-                if module not in own and module not in sys.stdlib_module_names:
-                    package = MODULES.get(module, module)
-                    assert package is None or package in required, f"{file.name}: {module}"
+    return {line.split(">=")[0] for line in text.splitlines() if ">=" in line}
+
+
+def modules_imported(source: str) -> set[str]:
+    """The top-level modules of other packages that a source imports, also inside functions."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add(node.module.split(".")[0])
+    return modules - NO_PACKAGES - sys.stdlib_module_names
+
+
+SOURCES = [ROOT / "main.py", *ROOT.glob("models/*.py"), *(ROOT / "utils").rglob("*.py")]
+
+
+def test_requirements_of_the_notebooks_cover_what_the_project_imports():
+    for path in SOURCES:
+        for module in modules_imported(path.read_text("utf-8")):
+            assert PACKAGES.get(module, module) in required(), path.name
+
+
+def test_requirements_of_the_notebooks_cover_what_their_cells_import(notebook):
+    modules = modules_imported("\n".join(sources(notebook)))
+    assert {PACKAGES.get(module, module) for module in modules} <= required()
+
+
+def test_setup_looks_for_each_requirement(setup):
+    assert {PACKAGES.get(module, module) for module in modules_of(setup)} == required()
 
 
 def test_requirements_include_those_of_the_notebooks():
-    assert "-r requirements-notebook.txt" in (ROOT / "requirements.txt").read_text("utf-8")
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    assert "-r requirements-notebook.txt" in lines
 
 
 @pytest.fixture

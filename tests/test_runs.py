@@ -435,6 +435,21 @@ def test_same_code_is_the_same_run(in_a_new_kernel, folder, old, new):
     assert folders_beside(folder) == {"run"}
 
 
+def test_code_that_has_changed_after_build_is_said_to_train_as_it_was(
+    in_a_new_kernel, folder, tmp_path, capsys
+):
+    """Also if the network is a function, and what has changed is the class that it calls."""
+    in_a_new_kernel(OWN_NETWORK + "\n\ndef make():\n    return Own()\n")
+    cells = cells_of(folder, network=sys.modules["own_network"].make)
+    (tmp_path / "own_network.py").write_text(
+        OWN_NETWORK.replace("2 *", "3 *") + "\n\ndef make():\n    return Own()\n"
+    )
+    capsys.readouterr()
+    start(cells)
+    assert "own_network.py has changed since it was imported" in capsys.readouterr().out
+    assert "return 2 * super()" in (folder / "network.py").read_text("utf-8")
+
+
 def look(cells: Cells) -> None:
     """The cells before the training: a picture and the LR finder."""
     cells.run.show(plots.sample_training_images, cells.train_loader, cells.run.data)

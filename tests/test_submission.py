@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,6 +11,7 @@ from utils import git
 from utils.errors import TrainingError
 from utils.runs import report
 from utils.runs.report import submission_text
+from utils.sessions import SESSIONS
 
 FACTS = {
     "session": 9,
@@ -46,10 +48,17 @@ POINTS = {
 
 @pytest.mark.parametrize("session", POINTS)
 def test_points_stand_in_the_order_of_the_page(session):
-    rest = text_of(session).split("\n\n", 1)[1]
-    for number, point in enumerate(POINTS[session], start=1):
-        before, rest = rest.split(point, 1)
-        assert f"{number}. " in before
+    _, _, text = text_of(session).partition("\n\n")
+    answers = re.split(r"^\d\. ", text, flags=re.MULTILINE)[1:]
+    assert len(answers) == len(POINTS[session])
+    for answer, point in zip(answers, POINTS[session], strict=True):
+        assert point in answer
+
+
+@pytest.mark.parametrize("session", POINTS)
+def test_points_are_numbered(session):
+    numbers = re.findall(r"^(\d)\. ", text_of(session), flags=re.MULTILINE)
+    assert numbers == [str(number + 1) for number in range(len(POINTS[session]))]
 
 
 def test_run_on_cifar10_has_no_warning():
@@ -75,27 +84,51 @@ def submission(run, *arguments) -> str:
 
 
 def test_submission_before_the_end_is_one_line(tmp_path):
-    with pytest.raises(TrainingError, match=r"call run\.finish"):
+    with pytest.raises(TrainingError) as stop:
         cells_of(tmp_path / "run").run.submission()
+    assert "call run.finish() first" in str(stop.value)
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "run/submission.md").exists()
 
 
-def test_submission_shows_the_network_that_was_trained(finished):
+def test_submission_names_the_network_and_its_size(finished):
     assert "TransformerModel(a=8) (26,064 parameters)" in submission(finished)
-    assert "class UltimusBlock" in submission(finished)
+
+
+def test_submission_shows_the_source_of_the_network_that_was_trained(finished):
+    source = (finished.folder.path / "network.py").read_text("utf-8")
+    assert "class UltimusBlock" in source
+    assert f"```python\n{source}\n```" in submission(finished)
+
+
+def test_submission_shows_the_whole_log(finished):
+    log = (finished.folder.path / "training_log.txt").read_text("utf-8")
+    assert f"```text\n{log}```" in submission(finished)
+
+
+def test_submission_of_a_run_on_other_images_warns_where_it_is_printed(finished):
+    first, second = finished.submission().splitlines()
+    assert first.startswith("**Do not hand this in")
+    assert f"{finished.folder.path}/submission.md" in second
 
 
 def test_submission_has_the_address_that_is_given(finished):
     assert "Repository: https://host/you/yours\n" in submission(finished, "https://host/you/yours")
 
 
-def test_placeholder_is_no_address(finished, monkeypatch):
-    monkeypatch.setattr("utils.runs.run.repository", lambda: "https://host/me/mine")
-    text = submission(finished, "https://github.com/OWNER/NAME")
-    assert "Repository: https://host/me/mine\n" in text
+@pytest.mark.parametrize("address", ["", "https://github.com/OWNER/NAME"])
+def test_without_an_address_the_submission_has_that_of_git(finished, monkeypatch, address):
+    monkeypatch.setattr("utils.runs.run.repository", Mock(return_value="https://host/me/mine"))
+    assert "Repository: https://host/me/mine\n" in submission(finished, address)
+
+
+def test_submission_without_any_address_asks_for_it(finished, monkeypatch):
+    monkeypatch.setattr("utils.runs.run.repository", Mock(return_value=""))
+    assert "Repository: (add the address of your repository)" in submission(finished)
 
 
 def test_answers_are_known_for_each_session():
-    assert set(report.ANSWERS) == {7, 8, 9}
+    assert report.ANSWERS.keys() == SESSIONS.keys()
 
 
 @pytest.fixture
@@ -123,18 +156,38 @@ def test_repository_without_a_remote(repository):
     assert git.repository() == ""
 
 
+def current_commit() -> str:
+    """The commit, as a new process finds it."""
+    return git.commit.__wrapped__()
+
+
 def test_no_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert git.repository() == ""
-    assert git.commit.__wrapped__() == ""
+    assert current_commit() == ""
 
 
-def test_commit_is_marked_if_tracked_files_have_changed(repository):
+@pytest.fixture
+def committed(repository):
+    """A repository with one file and one commit."""
     (repository / "a").write_text("1")
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["add", "a"], [*author, "commit", "-qm", "1"]):
         subprocess.run(["git", *command], cwd=repository, check=True)
-    commit = git.commit.__wrapped__()
-    assert re.fullmatch("[0-9a-f]{7,}", commit)
-    (repository / "a").write_text("changed")
-    assert git.commit.__wrapped__() == f"{commit}+"
+    return repository
+
+
+def test_commit_is_a_short_hash(committed):
+    assert re.fullmatch("[0-9a-f]{7,}", current_commit())
+
+
+def test_commit_is_marked_if_tracked_files_have_changed(committed):
+    before = current_commit()
+    (committed / "a").write_text("changed")
+    assert current_commit() == f"{before}+"
+
+
+def test_commit_is_not_marked_for_files_that_git_does_not_track(committed):
+    before = current_commit()
+    (committed / "b").touch()
+    assert current_commit() == before

@@ -44,7 +44,7 @@ from utils.runs.folder import RunFolder
 from utils.runs.plan import NetworkInfo, plan_of_search, plan_of_training
 from utils.schedule import LRSearch
 from utils.settings import run_folder, smoke
-from utils.source import check_unchanged, underlying
+from utils.source import source_pieces
 from utils.training import History, TrainingStep
 
 SMOKE_EPOCHS = 2
@@ -265,7 +265,7 @@ class Run:
     def say_if_the_network_has_changed(self) -> None:
         """Print a line if the network's file has changed since ``build``."""
         try:
-            check_unchanged(underlying(self.network_function))
+            source_pieces(self.network_function)
         except TrainingError as error:
             print(f"{error} This run trains the network as it was built.", flush=True)
 
