@@ -1,5 +1,6 @@
 """The sessions from a terminal."""
 
+import ast
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ import torch
 from PIL import Image
 
 import main
+from benchmarks.results import read
 from tests.conftest import ROOT
 from tests.small import FIND_LR, TWO_EPOCHS, call, exit_message, stop_in_the_second_epoch
 from utils import sessions, training
-from utils.files import load_tensors
+from utils.errors import FileError, one_line_errors
+from utils.runs.folder import RunFolder
 from utils.sessions import SESSIONS
 
 
@@ -40,25 +43,48 @@ def facts_of(folder) -> dict:
     return json.loads((folder / "run.json").read_text("utf-8"))
 
 
+FILES = {
+    "checkpoint.pt",
+    "history.csv",
+    "lr_finder.json",
+    "network.py",
+    "plan.json",
+    "run.json",
+    "submission.md",
+    "training_log.txt",
+    "weights.pt",
+}
+
+
 def test_a_run_leaves_all_its_files(folder):
     call(*FIND_LR)
     names = {path.name for path in folder.iterdir()}
     pictures = {f"{name}.png" for name in SESSIONS[9].pictures}
-    assert names >= pictures | {"run.json", "weights.pt", "training_log.txt", "submission.md"}
+    assert names >= FILES | pictures
 
 
-def test_last_lines_are_the_results(trained, capsys):
+def test_results_say_what_was_trained_on_what(trained):
     facts = facts_of(trained)
+    assert facts["network"] == "TransformerModel()"
     assert facts["epochs"] == 2
-    assert facts["test_images"] == 24
     assert facts["data"] == "digits"
+    assert facts["test_images"] == 24
 
 
-def test_summary_is_printed(folder, few_pictures, capsys):
+def test_last_lines_are_the_results_and_their_place(folder, few_pictures, capsys):
     call(*TWO_EPOCHS)
-    shown = capsys.readouterr().out
-    assert f"Test accuracy after epoch 2: {facts_of(folder)['test_accuracy']:.2f}%" in shown
-    assert f"Log, weights, pictures and submission.md: {folder}/" in shown
+    *_, accuracy, _, parameters, warning, submission, place = capsys.readouterr().out.splitlines()
+    assert f"Test accuracy after epoch 2: {facts_of(folder)['test_accuracy']:.2f}%" in accuracy
+    assert parameters.startswith("26,064 parameters")
+    assert warning.startswith("**Do not hand this in")
+    assert f"{folder}/submission.md" in submission
+    assert place == f"Log, weights, pictures and submission.md: {folder}/"
+
+
+def test_without_a_max_lr_the_lr_finder_chooses_it(folder, few_pictures):
+    call(*FIND_LR)
+    saved = json.loads((folder / "lr_finder.json").read_text("utf-8"))
+    assert facts_of(folder)["max_lr"] == pytest.approx(saved["search"]["suggestion"])
 
 
 def test_max_lr_that_is_given_needs_no_search(trained):
@@ -67,11 +93,17 @@ def test_max_lr_that_is_given_needs_no_search(trained):
 
 
 def test_options_change_the_recipe(folder, few_pictures):
-    call(*TWO_EPOCHS[:3], "--epochs", "4", "--max-lr", "0.01", "--seed", "3", "--batch-size", "1")
-    facts = facts_of(folder)
-    assert facts["top_epoch"] == 1
-    assert facts["seed"] == 3
-    assert facts["batch_size"] == 1
+    call(*TWO_EPOCHS, "--seed", "3", "--batch-size", "1")
+    assert facts_of(folder)["seed"] == 3
+    assert facts_of(folder)["batch_size"] == 1
+
+
+def test_peak_of_the_learning_rate_moves_with_the_epochs(folder, few_pictures):
+    """At the end of epoch 4 of 24, and so of epoch 2 of 12."""
+    call("session9", "--data", "digits", "--max-lr", "0.01", "--epochs", "12")
+    rates = [float(epoch["lr"]) for epoch in read(folder / "history.csv")]
+    assert len(rates) == 12
+    assert rates[1] == max(rates)
 
 
 def test_precision_is_as_asked(folder, few_pictures):
@@ -95,19 +127,32 @@ def test_interrupted_run_resumes(folder, few_pictures, monkeypatch, capsys):
 
 
 def test_finished_run_is_moved_aside(trained, capsys):
+    earlier = (trained / "run.json").read_bytes()
     call(*TWO_EPOCHS)
     assert "session9-2/: it is finished." in capsys.readouterr().out
-    assert (trained.with_name("session9-2") / "run.json").exists()
+    assert (trained.with_name("session9-2") / "run.json").read_bytes() == earlier
+    assert (trained / "run.json").exists()
 
 
-def test_line_about_a_run_moved_aside_says_what_differs(trained, capsys):
+def test_line_about_a_run_moved_aside_says_what_differs(folder, few_pictures, monkeypatch, capsys):
+    stop_in_the_second_epoch(monkeypatch)
     call(*TWO_EPOCHS, "--seed", "1")
-    assert "recipe seed (0, now 1)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "session9-2/" in shown
+    assert "recipe seed (0, now 1)" in shown
+    assert "Resuming" not in shown
 
 
 def test_evaluate_shows_the_accuracy_of_the_run(trained, capsys):
     capsys.readouterr()
     call("evaluate", "--data", "digits", "--checkpoint", trained / "weights.pt")
+    accuracy = facts_of(trained)["test_accuracy"]
+    assert capsys.readouterr().out.rstrip().endswith(f"({accuracy:.2f}%)")
+
+
+def test_evaluate_takes_a_checkpoint_as_well(trained, capsys):
+    capsys.readouterr()
+    call("evaluate", "--data", "digits", "--checkpoint", trained / "checkpoint.pt")
     accuracy = facts_of(trained)["test_accuracy"]
     assert capsys.readouterr().out.rstrip().endswith(f"({accuracy:.2f}%)")
 
@@ -134,6 +179,7 @@ def test_published_network_sees_a_horse(capsys, monkeypatch):
 
 WRONG_WORDS = {
     "no command": ([], "required: command"),
+    "unknown command": (["session6"], "invalid choice: 'session6'"),
     "no number": (["session9", "--batch-size", "2.5"], "invalid int value: '2.5'"),
     "unknown option": (["session9", "--resume"], "unrecognized arguments: --resume"),
 }
@@ -151,6 +197,7 @@ def test_wrong_words_get_one_line_and_exit_code_2(capsys, words, message):
 
 WRONG_VALUES = {
     "epochs": (["--epochs", "0"], "epochs is 0"),
+    "batch size": (["--batch-size", "0"], "batch_size is 0"),
     "seed": (["--seed", "-1"], "seed is -1"),
     "max LR": (["--max-lr", "nan"], "max LR is nan"),
     "data": (["--data", ""], "--data is empty"),
@@ -163,85 +210,91 @@ def test_values_out_of_range_get_one_line(folder, words, message):
     assert not folder.exists()
 
 
-def test_help_comes_without_pytorch():
-    code = (
-        "import sys, main\n"
-        "try: main.main(['--help'])\n"
-        "except SystemExit: print('torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code]
+def imported_by(code: str, *modules: str) -> list[str]:
+    """Which of ``modules`` a new Python has imported after ``code``."""
+    code += f"\nprint([name for name in {modules} if name in sys.modules])"
+    command = [sys.executable, "-c", f"import sys\n{code}"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "session9" in shown
-    assert shown.splitlines()[-1] == "False"
+    return ast.literal_eval(shown.splitlines()[-1])
+
+
+@pytest.mark.parametrize("words", [["--help"], ["session9", "--help"], ["classify", "--help"]])
+def test_help_comes_without_pytorch(words):
+    code = f"import main\ntry: main.main({words})\nexcept SystemExit: pass"
+    assert imported_by(code, "argparse", "torch", "numpy") == ["argparse"]
 
 
 def test_training_starts_without_what_only_others_need():
+    code = "import utils.sessions, utils.classify, utils.data\nutils.data.load_data('digits')"
+    assert imported_by(code, "torch", "torchvision", "pytorch_grad_cam") == ["torch"]
+
+
+def printing(count: int) -> list[str]:
+    """A command that prints so many characters as main.py does."""
     code = (
-        "import sys, utils.sessions, utils.classify, utils.data\n"
-        "utils.data.load_data('digits')\n"
-        "print({'torchvision', 'pytorch_grad_cam'} & set(sys.modules))"
-    )
-    command = [sys.executable, "-c", code]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.splitlines()[-1] == "set()"
-
-
-def printing(count: int) -> str:
-    return (
         "from utils.errors import one_line_errors\n"
         f"with one_line_errors('main.py'): print('x' * {count})"
     )
+    return [sys.executable, "-c", code]
+
+
+def test_standard_output_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with one_line_errors("main.py"):
+        sys.stdout.write("as progress bars do")
+    sys.stdout.close()
 
 
 def test_standard_output_that_is_full():
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", printing(1)]
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(printing(1), cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "main.py: standard output: No space left on device"
 
 
 def test_standard_output_that_nobody_reads():
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-c", printing(100_000)]
-    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
+    reading_end, writing_end = os.pipe()
+    os.close(reading_end)
+    done = subprocess.run(
+        printing(100_000), cwd=ROOT, stdout=writing_end, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing_end)
     assert done.returncode == 1
     assert done.stderr == ""
 
 
-def long_run(tmp_path) -> subprocess.Popen:
-    """A run of many epochs in a process of its own, after its first epoch."""
-    words = ["session9", "--epochs", "40", "--max-lr", "0.01", "--device", "cpu"]
-    environment = os.environ | {"RUNS": str(tmp_path), "DATA": "digits", "EVA8_SMOKE": "0"}
+@pytest.fixture
+def long_run(tmp_path):
+    """A run in a process of its own, after its first epoch; too short a one to be compiled."""
+    words = ["session9", "--data", "digits", "--epochs", "40", "--max-lr", "0.01"]
     run = subprocess.Popen(
-        [sys.executable, "main.py", *words, "--data", "digits"],
+        [sys.executable, "main.py", *words, "--device", "cpu"],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"RUNS": str(tmp_path), "EVA8_SMOKE": "0"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    for line in run.stdout:
-        if "Test set" in line:
-            return run
-    pytest.fail(run.stderr.read())
+    with run:
+        for line in run.stdout:
+            if line.startswith("Test set"):
+                break
+        yield run
+        run.kill()  # if the test has failed, it would run on
 
 
-def test_sigterm_is_handled_like_ctrl_c(tmp_path):
-    run = long_run(tmp_path)
-    run.send_signal(signal.SIGTERM)
-    _, error = run.communicate()
-    assert run.returncode == 1
+def test_sigterm_is_handled_like_ctrl_c(long_run):
+    long_run.send_signal(signal.SIGTERM)
+    _, error = long_run.communicate()
+    assert long_run.returncode == 1
     assert error.strip().startswith("Stopped. All finished epochs are saved")
 
 
-def test_closed_pipe_ends_the_run_silently(tmp_path):
-    run = long_run(tmp_path)
-    run.stdout.close()
-    assert run.stderr.read() == ""
-    assert run.wait() == 1
+def test_closed_pipe_ends_the_run_silently(long_run):
+    """As in `main.py session9 | head`."""
+    long_run.stdout.close()
+    assert long_run.stderr.read() == ""
+    assert long_run.wait() == 1
 
 
 def test_interrupted_evaluation_makes_no_promise_about_epochs(monkeypatch):
@@ -256,16 +309,35 @@ def test_python_without_the_packages(monkeypatch):
     assert "torch is not installed here: use .venv/bin/python" in message
 
 
-def test_run_whose_pictures_cannot_be_saved_resumes_without_training(folder, monkeypatch):
+@pytest.fixture
+def without_pictures(folder, monkeypatch):
+    """The folder of a run that was trained when its pictures could not be saved."""
+    real = RunFolder.write
+
+    def write(self, name, content):
+        if name == "loss_and_accuracy_graphs.png":
+            raise FileError(f"{name} cannot be written (No space left on device)")
+        real(self, name, content)
+
     with monkeypatch.context() as patch:
-        patch.setattr(sessions, "show_results", lambda session, run: sys.exit(3))
-        with pytest.raises(SystemExit):
-            call(*TWO_EPOCHS)
-    assert (folder / "weights.pt").exists()
-    assert not (folder / "run.json").exists()
-    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained again"))
+        patch.setattr(RunFolder, "write", write)
+        message = exit_message(*TWO_EPOCHS)
+    assert "graphs.png cannot be written" in message
+    return folder
+
+
+def test_run_whose_pictures_cannot_be_saved_is_unfinished(without_pictures):
+    assert (without_pictures / "weights.pt").exists()
+    assert not (without_pictures / "run.json").exists()
+
+
+def test_run_whose_pictures_cannot_be_saved_resumes_without_training(
+    without_pictures, few_pictures, monkeypatch
+):
+    monkeypatch.setattr(training, "train", Mock(side_effect=AssertionError("trained again")))
     call(*TWO_EPOCHS)
-    assert (folder / "run.json").exists()
+    assert (without_pictures / "run.json").exists()
+    assert not without_pictures.with_name("session9-2").exists()
 
 
 MEMORY = {
@@ -280,6 +352,7 @@ def test_out_of_memory_names_a_smaller_batch(folder, monkeypatch, words, place):
     monkeypatch.setattr(place, Mock(side_effect=error))
     message = exit_message(*words, "--batch-size", "2")
     assert "out of memory with batches of 2 images: try 1" in message
+    assert ".replace(batch_size=1)" in message
     assert "--batch-size 1" in message
 
 
@@ -291,8 +364,3 @@ def test_picture_that_cannot_be_classified(tmp_path, name):
     message = exit_message("classify", tmp_path / name)
     assert f"{name} cannot be read (" in message
     assert "give a PNG or JPEG file" in message
-
-
-def test_checkpoint_serves_as_weights(trained):
-    content = load_tensors(trained / "checkpoint.pt")
-    assert content["network"] == {"class": "models.model9.TransformerModel", "arguments": {}}
