@@ -1,8 +1,10 @@
 """The optimizers, with weight decay only for the weights whose scale does not matter."""
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.optim import SGD, Adam
+from torch.optim import SGD, Adam, Optimizer
 
 
 def adam(model: nn.Module, weight_decay: float) -> Adam:
@@ -36,6 +38,20 @@ def batchnorm_biases(model: nn.Module) -> dict[nn.Parameter, None]:
 def fused(model: nn.Module) -> bool | None:
     """Whether the optimizer updates all weights with a few kernels; None: as PyTorch chooses."""
     return True if next(model.parameters()).is_cuda else None
+
+
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each parameter group, learning rates included, without the weights."""
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_group_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Put back what ``group_settings`` returned."""
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -17,6 +17,7 @@ from torch_lr_finder import LRFinder
 
 from utils.device import forked_random_state
 from utils.errors import TrainingError, explain_out_of_memory
+from utils.optimizers import group_settings, restore_group_settings
 from utils.progress import progress
 from utils.recipes import Recipe, check_range, plain_number
 
@@ -74,11 +75,10 @@ def range_test(
     """
     device = next(model.parameters()).device
     was_training = model.training
-    groups = optimizer.param_groups
     dtype = getattr(torch, precision)
     # torch-lr-finder refuses an optimizer that has a schedule, as when the cell runs a second time.
-    settings = [{name: group[name] for name in group if name != "params"} for group in groups]
-    for group in groups:
+    settings = group_settings(optimizer)
+    for group in optimizer.param_groups:
         group.pop("initial_lr", None)
     finder = LRFinder(
         model,
@@ -100,8 +100,7 @@ def range_test(
         finally:
             finder.reset()
             model.train(was_training)
-            for group, values in zip(optimizer.param_groups, settings, strict=True):
-                group.update(values)
+            restore_group_settings(optimizer, settings)
     return finder.history["lr"], finder.history["loss"]
 
 

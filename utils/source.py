@@ -157,10 +157,15 @@ def nested_codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def source_text(thing: Any) -> str:
-    """The pieces of ``source_pieces``, constants first; "" if there is no source."""
+    """The source of ``thing`` and of what it uses, constants first; "" if there is none."""
+    return text_of(source_pieces(thing))
+
+
+def text_of(pieces: dict[str, str]) -> str:
+    """The pieces of ``source_pieces`` as one text, constants first."""
     constants = []
     code = []
-    for name, source in source_pieces(thing).items():
+    for name, source in pieces.items():
         if source.startswith(f"{name} = "):
             constants.append(source)
         else:
@@ -171,8 +176,12 @@ def source_text(thing: Any) -> str:
 
 def code_digest(thing: Any) -> str:
     """A digest of what the source does: without comments, docstrings and layout."""
+    return digest_of(source_pieces(thing), thing)
+
+
+def digest_of(pieces: dict[str, str], thing: Any) -> str:
+    """``code_digest`` of the pieces of ``thing``; without pieces, of its compiled functions."""
     digest = hashlib.sha256()
-    pieces = source_pieces(thing)
     for source in pieces.values():
         digest.update(ast.dump(without_docstrings(ast.parse(source))).encode())
     if not pieces:

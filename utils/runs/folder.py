@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from utils.errors import FileError
 from utils.files import replace_file
-from utils.runs.plan import Plan, differences
+from utils.runs.plan import Plan, as_json_reads, differences
 
 LOCKS: dict[Path, FileLock] = {}  # of the folders of this process, held until it exits
 
@@ -68,7 +68,7 @@ class RunFolder:
 
     def start(self, plan: Plan) -> None:
         """Begin or resume the run of ``plan``; move any other run aside and say what differs."""
-        plan = json.loads(json.dumps(plan))  # as it is read again
+        plan = as_json_reads(plan)
         reason = self.why_another_run(plan)
         if reason:
             print(f"The earlier run was moved to {self.move_aside()}/: {reason}.", flush=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,14 @@ from torch.utils.data import DataLoader
 
 from utils.data import ImageData
 from utils.recipes import Recipe, plain_number
-from utils.source import code_digest, is_plain, source_text, underlying
+from utils.source import (
+    code_digest,
+    digest_of,
+    is_plain,
+    source_pieces,
+    text_of,
+    underlying,
+)
 
 Plan = dict[str, dict[str, Any]]
 
@@ -23,7 +31,6 @@ Plan = dict[str, dict[str, Any]]
 # PyTorch computes the step on this device.
 NO_SETTINGS = ("params", "lr", "initial_lr", "max_lr", "min_lr")
 HOW_COMPUTED = ("fused", "foreach", "capturable", "differentiable", "maximize")
-
 
 # What a schedule holds besides its settings: its optimizer, its rates once more, and its progress.
 PROGRESS = (
@@ -57,7 +64,9 @@ class NetworkInfo:
         described: Any = arguments
         if arguments is None and isinstance(network, partial):
             described = describe([network.args, network.keywords])
-        return cls(name, arguments, described, source_text(network), code_digest(network))
+        pieces = source_pieces(network)
+        code = digest_of(pieces, network)
+        return cls(name, arguments, described, text_of(pieces), code)
 
     @property
     def title(self) -> str:
@@ -120,6 +129,11 @@ def plan_of_training(
         "schedule": describe_schedule(scheduler),
         "recipe": settings,
     }
+
+
+def as_json_reads(plan: Plan) -> Plan:
+    """The plan as it is read from its file: with lists for tuples, for example."""
+    return json.loads(json.dumps(plan))
 
 
 def describe_object(thing: Any) -> dict[str, Any]:

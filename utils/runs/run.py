@@ -31,6 +31,7 @@ from utils.device import (
 from utils.errors import TrainingError
 from utils.files import as_bytes
 from utils.git import repository
+from utils.optimizers import group_settings, restore_group_settings
 from utils.recipes import Recipe
 from utils.runs import report
 from utils.runs.checkpoint import (
@@ -41,7 +42,7 @@ from utils.runs.checkpoint import (
     write_history,
 )
 from utils.runs.folder import RunFolder
-from utils.runs.plan import NetworkInfo, plan_of_search, plan_of_training
+from utils.runs.plan import NetworkInfo, as_json_reads, plan_of_search, plan_of_training
 from utils.schedule import LRSearch
 from utils.settings import run_folder, smoke
 from utils.source import source_pieces
@@ -121,10 +122,8 @@ class Run:
         """Run the LR range test on the new network, or read its result if the run resumes."""
         self.check_network(model)
         self.check_optimizer(optimizer)
-        plan = json.loads(
-            json.dumps(
-                plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
-            )
+        plan = as_json_reads(
+            plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
         )
         self.search = self.read_search(plan)
         if self.search is None:
@@ -178,10 +177,8 @@ class Run:
             model, criterion, optimizer, scheduler, self.precision, self.recipe.max_grad_norm
         )
         try:
+            # Only now: the weights of an unfinished epoch are nobody's result.
             self.history = self.train(step, train_loader, test_loader, saved)
-        except BaseException:
-            self.forget_results()  # the weights of an unfinished epoch are nobody's result
-            raise
         finally:
             # The learning rate is back at its start, where the next schedule finds it.
             self.rewind_schedule(scheduler)
@@ -288,17 +285,14 @@ class Run:
 
     def rewind_schedule(self, scheduler: LRScheduler) -> None:
         """Put a schedule, and the learning rates of its optimizer, back to its first step."""
-        groups = scheduler.optimizer.param_groups
+        optimizer = scheduler.optimizer
         if scheduler not in self.schedules_at_start:
-            settings = [
-                {name: group[name] for name in group if name != "params"} for group in groups
-            ]
-            self.schedules_at_start[scheduler] = copy.deepcopy((scheduler.state_dict(), settings))
+            start = (scheduler.state_dict(), group_settings(optimizer))
+            self.schedules_at_start[scheduler] = copy.deepcopy(start)
             return
         state, settings = copy.deepcopy(self.schedules_at_start[scheduler])
         scheduler.load_state_dict(state)
-        for group, values in zip(groups, settings, strict=True):
-            group.update(values)
+        restore_group_settings(optimizer, settings)
 
     @property
     def predictions(self) -> tuple[Tensor, Tensor]:
