@@ -100,7 +100,8 @@ def train(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in names}
     changes = {name: value for name, value in given.items() if value is not None}
     recipe = session.recipe.replace(**changes)
-    check_range("max LR", arguments.max_lr, 1e-9, 1e6)
+    if arguments.max_lr is not None:
+        check_range("max LR", arguments.max_lr, 1e-9, 1e6)
     data = load_data(arguments.data)
     run = Run.open(arguments.name, recipe, data, cpu=arguments.device == "cpu")
     train_session(session, run, arguments.max_lr)

@@ -296,6 +296,41 @@ def test_cosine_schedule_made_twice_starts_from_the_same_lr(cells32):
     assert cells32.fit().step_lr == first
 
 
+def test_schedule_after_another_one_starts_from_the_lr_of_the_optimizer(cells32):
+    cells32.optimizer = torch.optim.AdamW(cells32.model.parameters(), lr=0.003)
+    cells32.run.find_lr(cells32.model, cells32.optimizer, cells32.train_loader)
+    cells32.train(max_lr=0.01)
+    cells32.scheduler = CosineAnnealingLR(cells32.optimizer, T_max=40)
+    assert cells32.fit().step_lr[0] == 0.003
+
+
+def test_schedule_after_a_resumed_lr_search_starts_from_the_lr_of_the_optimizer(cells32):
+    """The search then only reads its result."""
+    optimizer = torch.optim.AdamW(cells32.model.parameters(), lr=0.003)
+    cells32.run.find_lr(cells32.model, optimizer, cells32.train_loader)
+    cells32.optimizer = torch.optim.AdamW(cells32.model.parameters(), lr=0.003)
+    cells32.run.find_lr(cells32.model, cells32.optimizer, cells32.train_loader)
+    cells32.train(max_lr=0.01)
+    cells32.scheduler = CosineAnnealingLR(cells32.optimizer, T_max=40)
+    assert cells32.fit().step_lr[0] == 0.003
+
+
+def test_first_schedule_again_after_a_second_one(cells32, uninterrupted32):
+    cells32.train()
+    first = cells32.scheduler
+    cells32.train(max_lr=0.02)
+    cells32.scheduler = first
+    cells32.fit()
+    assert_same_result(cells32, uninterrupted32)
+
+
+def test_training_removes_the_settings_that_the_schedule_added(cells32):
+    before = set(cells32.optimizer.param_groups[0])
+    cells32.run.find_lr(cells32.model, cells32.optimizer, cells32.train_loader)
+    cells32.train()
+    assert set(cells32.optimizer.param_groups[0]) == before
+
+
 def test_max_lr_of_numpy_resumes_in_a_new_kernel(cells32, uninterrupted32, monkeypatch):
     cells32.make_schedule(np.float64(0.01))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

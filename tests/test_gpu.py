@@ -292,7 +292,7 @@ def test_training_steps_do_not_wait_for_the_gpu(tmp_path):
 
 def test_statistics_of_batchnorm_do_not_wait_for_the_gpu(tmp_path):
     cells = gpu_cells(tmp_path / "run", data=DIGITS)
-    arguments = cells.model, cells.train_loader.dataset, 71, cells.run.precision
+    arguments = cells.model, cells.train_loader, cells.run.precision
     training.refresh_batchnorm(*arguments)
     with no_waiting():
         training.refresh_batchnorm(*arguments)

@@ -95,9 +95,8 @@ def imported(source: str) -> set[str]:
 
 
 def test_imports_stand_where_they_are_used_first(notebook):
-    later = {"show_source"}  # stands beside show_code, two cells before its use
     for source in sources(notebook):
-        assert imported(source) - names_in(source, ast.Load) <= later
+        assert imported(source) <= names_in(source, ast.Load)
 
 
 def test_every_name_is_used(notebook):

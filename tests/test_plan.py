@@ -1,6 +1,8 @@
 """The plan of a run: what it describes of each object, and how it names a difference."""
 
+import importlib
 import json
+import sys
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,6 +55,16 @@ class Shift:
         return images.roll(self.pixels, -1)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A transform with an array."""
+
+    factors: np.ndarray
+
+    def __call__(self, images):
+        return images * torch.from_numpy(self.factors)
+
+
 def test_arguments_of_a_class_are_none():
     assert arguments_of(TransformerModel) == {}
 
@@ -64,6 +76,22 @@ def test_arguments_have_their_names():
 def test_arguments_of_numpy_are_plain():
     arguments = arguments_of(partial(TransformerModel, a=np.int64(8)))
     assert type(arguments["a"]) is int
+
+
+def layers_of(*widths):
+    """A network whose arguments have no names."""
+    return nn.Sequential(*(nn.Linear(width, width) for width in widths))
+
+
+def test_arguments_without_names_are_unknown():
+    """A saved network is built again by the names of its arguments."""
+    assert arguments_of(partial(layers_of, 8, 16)) is None
+
+
+def test_arguments_without_names_still_make_a_difference():
+    one = NetworkInfo.of(partial(layers_of, 8)).described_arguments
+    other = NetworkInfo.of(partial(layers_of, 16)).described_arguments
+    assert one != other
 
 
 def test_arguments_that_are_no_plain_values_are_unknown():
@@ -101,6 +129,7 @@ OBJECTS = {
         partial(F.cross_entropy, label_smoothing=0.1),
         partial(F.cross_entropy, label_smoothing=0.2),
     ),
+    "array": (Scale(np.ones(3)), Scale(np.arange(3.0))),
     "class of a criterion": (nn.CrossEntropyLoss(), nn.MultiMarginLoss()),
 }
 
@@ -180,6 +209,69 @@ def test_how_the_device_computes_is_no_setting(model):
     one = torch.optim.Adam(model.parameters(), foreach=True)
     other = torch.optim.Adam(model.parameters(), fused=True)
     assert describe_optimizer(one) == describe_optimizer(other)
+
+
+OWN_CLASSES = """
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class OwnOptimizer(SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class OwnSchedule(LambdaLR):
+    def get_lr(self):
+        return [1.0 * lr for lr in super().get_lr()]
+"""
+
+
+@pytest.fixture
+def own_classes(tmp_path, monkeypatch):
+    """A function that imports a source file as a new kernel would."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def import_own(source: str):
+        (tmp_path / "own_classes.py").write_text(source)
+        importlib.invalidate_caches()
+        sys.modules.pop("own_classes", None)
+        return importlib.import_module("own_classes")
+
+    yield import_own
+    sys.modules.pop("own_classes", None)
+
+
+def describe_own_optimizer(module) -> dict:
+    return describe_optimizer(module.OwnOptimizer([nn.Parameter(torch.ones(1))], lr=0.1))
+
+
+def describe_own_schedule(module) -> dict:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    return describe_schedule(module.OwnSchedule(optimizer, falling))
+
+
+def test_other_code_of_an_own_optimizer_makes_a_difference(own_classes):
+    before = describe_own_optimizer(own_classes(OWN_CLASSES))
+    changed = OWN_CLASSES.replace("return super().step", "super().step")
+    assert describe_own_optimizer(own_classes(changed)) != before
+
+
+def test_other_code_of_an_own_schedule_makes_a_difference(own_classes):
+    before = describe_own_schedule(own_classes(OWN_CLASSES))
+    changed = OWN_CLASSES.replace("1.0 * lr", "2.0 * lr")
+    assert describe_own_schedule(own_classes(changed)) != before
+
+
+def test_comment_in_an_own_schedule_makes_no_difference(own_classes):
+    before = describe_own_schedule(own_classes(OWN_CLASSES))
+    changed = OWN_CLASSES.replace("1.0 * lr", "1.0 * lr  # as it is\n       ")
+    assert describe_own_schedule(own_classes(changed)) == before
+
+
+def test_classes_of_pytorch_have_no_code_so_that_a_run_survives_its_update():
+    assert "code" not in describe_object(nn.CrossEntropyLoss())
 
 
 def schedules() -> dict:

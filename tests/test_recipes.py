@@ -1,6 +1,7 @@
 """Recipes: their ranges, how they adapt, and what optimizers and loaders make of them."""
 
 import dataclasses
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ RECIPES = [SESSION7, SESSION8, SESSION9]
     [
         ("epochs", 0),
         ("epochs", 2.5),
-        ("epochs", "12"),
         ("top_epoch", 0),
         ("top_epoch", 99),
         ("batch_size", 0),
@@ -51,6 +51,33 @@ def test_values_out_of_range_are_refused(name, value):
     assert name in message
     assert str(value) in message
     assert "must be" in message
+
+
+NUMBERS = [
+    "epochs",
+    "top_epoch",
+    "batch_size",
+    "crop_padding",
+    "cutout",
+    "weight_decay",
+    "label_smoothing",
+    "start_div",
+    "end_div",
+    "seed",
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [None, True, np.ones(2), torch.ones(2), Fraction(1, 2)], ids=str)
+def test_values_that_are_no_numbers_are_refused(name, value):
+    with pytest.raises(TrainingError, match=f"{name} is of type .*: it must be a number"):
+        SESSION9.replace(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_compile_is_true_or_false(value):
+    with pytest.raises(TrainingError, match=r"compile is .*: it must be True or False"):
+        SESSION9.replace(compile=value)
 
 
 def test_values_are_checked_without_replace_too():

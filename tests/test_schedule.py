@@ -2,6 +2,7 @@
 
 import copy
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.small import RECIPE, cells_of
+from utils import schedule
 from utils.data import BatchDataset
 from utils.errors import TrainingError
 from utils.recipes import SESSION8, SESSION9
@@ -102,6 +104,18 @@ def test_range_test_that_fails_restores_the_network_and_the_optimizer():
         range_test(model, optimizer, small_loader(), "float32", steps=24)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert optimizer.param_groups[0]["lr"] == 0.123
+
+
+def test_search_whose_copy_of_the_weights_finds_no_memory_restores_the_optimizer(monkeypatch):
+    """LRFinder copies the weights before the first step."""
+    monkeypatch.setattr(schedule, "LRFinder", Mock(side_effect=torch.OutOfMemoryError("CUDA")))
+    model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    one_cycle(optimizer, 0.5, RECIPE, steps_per_epoch=20)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(TrainingError, match="replace\\(batch_size="):
+        range_test(model, optimizer, small_loader(), "float32", steps=24)
+    assert optimizer.state_dict() == before
 
 
 def test_progress_bar_of_the_package_is_restored():

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     SequentialLR,
 )
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
@@ -119,6 +120,16 @@ def with_transform(folder, transform: Callable[[Tensor], Tensor]) -> Cells:
     return cells
 
 
+def with_dataset(folder) -> Cells:
+    """PyTorch's own dataset and loaders, of single images."""
+    cells = cells_of(folder)
+    images = FEW_DIGITS.normalize(FEW_DIGITS.train_images)
+    train_set = TensorDataset(images, FEW_DIGITS.train_labels)
+    cells.train_loader = DataLoader(train_set, batch_size=2, shuffle=True)
+    cells.make_schedule(MAX_LR)
+    return cells
+
+
 def with_criterion(folder, criterion: Callable[[Tensor, Tensor], Tensor]) -> Cells:
     cells = cells_of(folder)
     cells.criterion = criterion
@@ -146,6 +157,7 @@ SWAPS = {
     "torchvision's transform": partial(
         with_transform, transform=v2.Compose([v2.RandomHorizontalFlip(), scale_and_shift])
     ),
+    "PyTorch's dataset": with_dataset,
     "class weights": partial(
         with_criterion, criterion=nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0))
     ),

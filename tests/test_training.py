@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.small import RECIPE, cells_of
 from utils import training
@@ -221,10 +221,10 @@ def test_loss_that_is_not_finite_stops_the_training(factor, text):
 
 
 def test_predictions_are_logits_in_order_and_in_evaluation_mode():
-    model = nn.Sequential(nn.Dropout(0.9), nn.Flatten()).train()
+    model = nn.Sequential(linear_network(), nn.Dropout(0.9)).train()
     loader = loader_of(count=5, batch_size=2)
     logits, labels = predict(model, loader)
-    assert torch.equal(logits, (loader.dataset.images / 255).flatten(1))
+    torch.testing.assert_close(logits, model[0](loader.dataset.images / 255))
     assert torch.equal(labels, loader.dataset.labels)
 
 
@@ -282,7 +282,7 @@ def test_predictions_are_float32(precision):
 def test_statistics_of_batchnorm_are_computed_in_the_precision(precision):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     dtypes = output_dtypes(model[0])
-    refresh_batchnorm(model, loader_of(20, 10).dataset, 10, precision)
+    refresh_batchnorm(model, loader_of(20, 10), precision)
     assert dtypes == 2 * [DTYPES[precision]]
 
 
@@ -374,6 +374,10 @@ class Recording(BatchDataset):
         return images
 
 
+def batches_of(train_set: BatchDataset, batch_size: int) -> DataLoader:
+    return DataLoader(train_set, batch_size, shuffle=True, collate_fn=tuple)
+
+
 @pytest.mark.parametrize(
     "count, batch_size, wanted",
     [
@@ -385,7 +389,7 @@ class Recording(BatchDataset):
 def test_statistics_are_those_of_a_tenth_of_the_images_or_ten_batches(count, batch_size, wanted):
     torch.manual_seed(0)
     train_set = Recording(count)
-    refresh_batchnorm(nn.BatchNorm2d(3), train_set, batch_size)
+    refresh_batchnorm(nn.BatchNorm2d(3), batches_of(train_set, batch_size))
     order = list(itertools.chain(*train_set.indices))
     assert len(order) == wanted
     assert len(set(order)) == wanted
@@ -398,7 +402,7 @@ def test_statistics_are_means_over_the_augmented_images_with_a_last_batch_of_eig
     train_set = Recording(count=88)
     norm = nn.BatchNorm2d(3)
     norm.running_mean += 100  # is forgotten
-    refresh_batchnorm(norm, train_set, batch_size=20)
+    refresh_batchnorm(norm, batches_of(train_set, 20))
     parts = train_set.transformed
     sizes = [len(part) for part in parts]
     assert sizes == [20, 20, 20, 20, 8]
@@ -411,7 +415,7 @@ def test_statistics_of_batchnorm1d_are_recomputed_too():
     torch.manual_seed(0)
     train_set = Recording(count=88)
     norm = nn.BatchNorm1d(48)
-    refresh_batchnorm(nn.Sequential(nn.Flatten(), norm), train_set, batch_size=20)
+    refresh_batchnorm(nn.Sequential(nn.Flatten(), norm), batches_of(train_set, 20))
     images = torch.cat(train_set.transformed)
     torch.testing.assert_close(norm.running_mean, images.flatten(1).mean(dim=0))
 
@@ -420,16 +424,37 @@ def test_statistics_leave_random_state_and_momentum_as_they_were():
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3), nn.Dropout(0.5))
     before = torch.get_rng_state()
-    refresh_batchnorm(model, Recording(count=88), batch_size=20)
+    refresh_batchnorm(model, batches_of(Recording(count=88), 20))
     assert torch.equal(torch.get_rng_state(), before)
     assert model[0].momentum == 0.3
     assert model[1].momentum == 0.1
 
 
+def test_statistics_that_are_interrupted_leave_the_momentum_as_it_was():
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.3), nn.Identity())
+    model[1].register_forward_hook(press_stop)
+    with pytest.raises(KeyboardInterrupt):
+        refresh_batchnorm(model, batches_of(Recording(count=88), 20))
+    assert model[0].momentum == 0.3
+
+
+def press_stop(module, inputs, output):
+    raise KeyboardInterrupt
+
+
+def test_statistics_come_from_a_dataset_of_single_images_too():
+    """As a TensorDataset or torchvision's datasets are."""
+    images, labels = random_images(count=88)
+    loader = DataLoader(TensorDataset(images / 255, labels), batch_size=20)
+    norm = nn.BatchNorm2d(3)
+    refresh_batchnorm(norm, loader)
+    torch.testing.assert_close(norm.running_mean, images.div(255).mean(dim=(0, 2, 3)))
+
+
 def test_statistics_change_no_weight_and_no_gradient():
     model = normalized_network()
     before = weights_of(model)
-    refresh_batchnorm(model, Recording(count=88), batch_size=20)
+    refresh_batchnorm(model, batches_of(Recording(count=88), 20))
     assert torch.equal(weights_of(model), before)
     assert all(parameter.grad is None for parameter in model.parameters())
 

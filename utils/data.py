@@ -272,6 +272,7 @@ def make_test_loader(
 
 def sample_batch(loader: DataLoader) -> tuple[Tensor, Tensor]:
     """One batch of training images and labels, always the same; the random state is restored."""
-    with forked_random_state(loader.dataset.labels.device):  # type: ignore[attr-defined]
+    labels = getattr(loader.dataset, "labels", torch.empty(0))
+    with forked_random_state(labels.device):
         torch.manual_seed(0)
         return next(iter(loader))

@@ -49,9 +49,11 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_group_settings(optimizer: Optimizer, settings: list[dict[str, Any]]) -> None:
-    """Put back what ``group_settings`` returned."""
+    """Put back what ``group_settings`` returned; settings that have been added since go."""
     for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
+        weights = group["params"]
+        group.clear()
+        group.update(values, params=weights)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -53,12 +53,16 @@ class Recipe:
             object.__setattr__(self, field.name, value)  # the dataclass is frozen
         ranges = RANGES | {"top_epoch": (1, self.epochs)}
         for name, (low, high) in ranges.items():
+            if name == "max_grad_norm" and self.max_grad_norm is None:
+                continue
             check_range(name, getattr(self, name), low, high)
         for name in ("epochs", "top_epoch", "batch_size", "crop_padding", "cutout", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise TrainingError(
                     f"{name} is {getattr(self, name)!r}: it must be a whole number."
                 )
+        if not isinstance(self.compile, bool):
+            raise TrainingError(f"compile is {self.compile!r}: it must be True or False.")
         if self.precision not in PRECISIONS:
             raise TrainingError(
                 f"precision is {self.precision!r}: it must be one of {', '.join(PRECISIONS)}."
@@ -95,16 +99,20 @@ class Recipe:
 
 def plain_number(value: Any) -> Any:
     """NumPy's numbers and one-element tensors as Python's, which checkpoints can hold."""
-    if hasattr(value, "item"):
+    if not hasattr(value, "item"):
+        return value
+    try:
         return value.item()
-    return value
+    except (ValueError, RuntimeError):  # several numbers
+        return value
 
 
 def check_range(name: str, value: Any, low: float, high: float) -> None:
-    """Raise TrainingError unless ``value`` is None or from ``low`` to ``high``."""
-    if value is None:
-        return
-    if not isinstance(value, (int, float)) or not low <= value <= high:
+    """Raise TrainingError unless ``value`` is a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        kind = type(value).__name__
+        raise TrainingError(f"{name} is of type {kind}: it must be a number.")
+    if not low <= value <= high:
         raise TrainingError(f"{name} is {value}: it must be from {low} to {high}.")
 
 

@@ -74,13 +74,30 @@ def range_test(
     Source: Smith, https://arxiv.org/abs/1506.01186, as implemented in torch-lr-finder.
     """
     device = next(model.parameters()).device
-    was_training = model.training
+    batch_size = loader.batch_size or 1
+    with (
+        explain_out_of_memory(batch_size),
+        forked_random_state(device),
+        project_progress_bar(),
+        contextlib.ExitStack() as afterwards,
+    ):
+        afterwards.callback(restore_group_settings, optimizer, group_settings(optimizer))
+        afterwards.callback(model.train, model.training)
+        # torch-lr-finder refuses an optimizer with a schedule, as when a cell runs a second time.
+        for group in optimizer.param_groups:
+            group.pop("initial_lr", None)
+        finder = make_finder(model, optimizer, device, precision)
+        afterwards.callback(finder.reset)
+        finder.range_test(loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
+    return finder.history["lr"], finder.history["loss"]
+
+
+def make_finder(
+    model: nn.Module, optimizer: Optimizer, device: torch.device, precision: str
+) -> LRFinder:
+    """torch-lr-finder's range test with plain cross-entropy, computed in ``precision``."""
     dtype = getattr(torch, precision)
-    # torch-lr-finder refuses an optimizer that has a schedule, as when the cell runs a second time.
-    settings = group_settings(optimizer)
-    for group in optimizer.param_groups:
-        group.pop("initial_lr", None)
-    finder = LRFinder(
+    return LRFinder(
         model,
         optimizer,
         nn.functional.cross_entropy,
@@ -93,15 +110,6 @@ def range_test(
         },
         grad_scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
     )
-    batch_size = loader.batch_size or 1
-    with explain_out_of_memory(batch_size), forked_random_state(device), project_progress_bar():
-        try:
-            finder.range_test(loader, start_lr=1e-5, end_lr=10, num_iter=steps, smooth_f=0.2)
-        finally:
-            finder.reset()
-            model.train(was_training)
-            restore_group_settings(optimizer, settings)
-    return finder.history["lr"], finder.history["loss"]
 
 
 def judge(lrs: list[float], losses: list[float], steps: int, share: float) -> LRSearch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from utils.device import autocast, forked_random_state
 from utils.errors import TrainingError, explain_out_of_memory
@@ -126,7 +126,7 @@ def train(step: TrainingStep, loader: DataLoader, epoch: int) -> "EpochMeter":
     with EpochMeter(epoch, batches=len(loader)) as meter:
         for images, labels in loader:
             lr = step.lr
-            loss, hits = step(images, labels)
+            loss, hits = step(images.to(step.device), labels.to(step.device))
             meter.update(loss, hits, len(labels), lr)
     print(meter.line, flush=True)  # the log contains exactly this line
     return meter
@@ -190,9 +190,7 @@ class EpochMeter:
 
 
 @torch.no_grad()
-def refresh_batchnorm(
-    model: nn.Module, train_set: Dataset, batch_size: int, precision: str = "float32"
-) -> None:
+def refresh_batchnorm(model: nn.Module, loader: DataLoader, precision: str = "float32") -> None:
     """Recompute BatchNorm's statistics from a tenth of the training images, or ten batches.
 
     The running averages lag behind weights that change fast, which lowers the test accuracy in the
@@ -200,26 +198,38 @@ def refresh_batchnorm(
     changes, and the random state is restored. The images are augmented, as in training.
     """
     device = next(model.parameters()).device
-    images_in_all = len(train_set)  # type: ignore[arg-type]
-    count = max(images_in_all // 10, 10 * batch_size)
     norms = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
     model.train()
     seen = 0
-    # Eager, because a compiled model would be compiled again for a pass without gradients.
-    with forked_random_state(device), torch.compiler.set_stance("force_eager"):
-        for part in torch.randperm(images_in_all)[:count].split(batch_size):
-            seen += len(part)
-            for norm in norms:
-                # The mean over all images. (PyTorch's update_bn would wait for a GPU.)
-                norm.momentum = len(part) / seen
-            images, _ = train_set.__getitems__(part.tolist())  # type: ignore[attr-defined]
-            with autocast(device, precision):
-                model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    try:
+        # Eager, because a compiled model would be compiled again for a pass without gradients.
+        with forked_random_state(device), torch.compiler.set_stance("force_eager"):
+            for images, _ in some_batches(loader):
+                seen += len(images)
+                for norm in norms:
+                    # The mean over all images. (PyTorch's update_bn would wait for a GPU.)
+                    norm.momentum = len(images) / seen
+                with autocast(device, precision):
+                    model(images.to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def some_batches(loader: DataLoader) -> DataLoader:
+    """A random tenth of a loader's images, or ten batches of them."""
+    batch_size = loader.batch_size or 1
+    count = max(len(loader.dataset) // 10, 10 * batch_size)  # type: ignore[arg-type]
+    chosen = torch.randperm(len(loader.dataset))[:count]  # type: ignore[arg-type]
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=[part.tolist() for part in chosen.split(batch_size)],
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator(),  # else it would draw a random number from the global state
+    )
 
 
 @torch.inference_mode()
@@ -227,13 +237,14 @@ def predict(
     model: nn.Module, loader: DataLoader, precision: str = "float32"
 ) -> tuple[Tensor, Tensor]:
     """Logits ``(N, 10)`` and labels ``(N,)`` of all images, in order and in evaluation mode."""
+    device = next(model.parameters()).device
     model.eval()
     all_logits = []
     all_labels = []
     for images, labels in progress(loader, desc="Testing", mininterval=1, leave=False):
-        with autocast(images.device, precision):
-            all_logits.append(model(images).float())
-        all_labels.append(labels)
+        with autocast(device, precision):
+            all_logits.append(model(images.to(device)).float())
+        all_labels.append(labels.to(device))
     return torch.cat(all_logits), torch.cat(all_labels)
 
 
@@ -271,7 +282,7 @@ def fit(
             # warns that the schedule has come before it.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             meter = train(step, train_loader, epoch)
-            refresh_batchnorm(step.model, train_loader.dataset, batch_size, step.precision)
+            refresh_batchnorm(step.model, train_loader, step.precision)
             test_loss, test_accuracy, test_line = test(step.model, test_loader, step.precision)
         print(test_line, flush=True)
         seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -77,13 +78,19 @@ class NetworkInfo:
 
 
 def arguments_of(network: Callable) -> dict[str, Any] | None:
-    """The arguments of a ``functools.partial`` by their names; None if they are no plain values."""
+    """The arguments of a ``functools.partial`` by their names.
+
+    None: some are no plain values or have no names, so that a file cannot hold them.
+    """
     if not isinstance(network, partial):
         return {}
     try:
         signature = inspect.signature(network.func)
         bound = signature.bind_partial(*network.args)
     except (TypeError, ValueError):
+        return None
+    kinds = {signature.parameters[name].kind for name in bound.arguments}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
         return None
     given = bound.arguments | network.keywords
     arguments = {name: plain_number(value) for name, value in given.items()}
@@ -145,22 +152,21 @@ def describe_object(thing: Any) -> dict[str, Any]:
 def describe(value: Any, depth: int = 8) -> Any:
     """A value as JSON can hold it, the same for equal objects in any process.
 
-    Tensors become digests, functions and classes their names and code. Private attributes of an
-    object are left out, and what is nested deeper than ``depth``.
+    Tensors and arrays become digests, functions and classes their names and code. Private
+    attributes of an object are left out, and what is nested deeper than ``depth``.
     """
-    value = plain_number(value) if not isinstance(value, Tensor) else value
+    if isinstance(value, (Tensor, np.ndarray)):
+        return shape_and_digest(value)
+    value = plain_number(value)
     if is_plain(value):
         return value
-    if isinstance(value, Tensor):
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return {"shape": list(value.shape), "digest": hashlib.sha256(content).hexdigest()[:16]}
     if depth == 0 or isinstance(value, Optimizer):
         return type(value).__qualname__
     if isinstance(value, (list, tuple)):
         return [describe(part, depth - 1) for part in value]
     if isinstance(value, dict):
         return {str(name): describe(part, depth - 1) for name, part in value.items()}
-    description = {"class": underlying(value).__qualname__, "code": code_digest(value)}
+    description: dict[str, Any] = class_and_code(value)
     if isinstance(value, partial):
         arguments = [value.args, value.keywords]
         return description | {"arguments": describe(arguments, depth - 1)}
@@ -169,6 +175,23 @@ def describe(value: Any, depth: int = 8) -> Any:
     return description | {
         name: describe(part, depth - 1) for name, part in public_attributes(value).items()
     }
+
+
+def shape_and_digest(values: Tensor | np.ndarray) -> dict[str, Any]:
+    """The shape of a tensor or an array, and a digest of its content."""
+    shape = list(values.shape)
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return {"shape": shape, "digest": hashlib.sha256(values.tobytes()).hexdigest()[:16]}
+
+
+def class_and_code(thing: Any) -> dict[str, Any]:
+    """The name of a class or function and, unless it is PyTorch's, a digest of its code."""
+    named = underlying(thing)
+    description = {"class": named.__qualname__}
+    if (named.__module__ or "").partition(".")[0] != "torch":
+        description["code"] = code_digest(thing)
+    return description
 
 
 def public_attributes(thing: Any) -> dict[str, Any]:
@@ -187,7 +210,7 @@ def public_attributes(thing: Any) -> dict[str, Any]:
 
 def describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's class, and the settings and number of weights of each parameter group."""
-    description: dict[str, Any] = {"class": type(optimizer).__qualname__}
+    description: dict[str, Any] = class_and_code(optimizer)
     for number, group in enumerate(optimizer.param_groups):
         settings = {
             name: describe(value)
@@ -210,7 +233,7 @@ def describe_schedule(scheduler: LRScheduler) -> dict[str, Any]:
     settings = {
         name: describe(value) for name, value in vars(scheduler).items() if name not in PROGRESS
     }
-    return {"class": type(scheduler).__qualname__} | rates | settings
+    return class_and_code(scheduler) | rates | settings
 
 
 def differences(earlier: Plan, now: Plan) -> list[str]:

@@ -74,7 +74,7 @@ class Run:
         self.search: LRSearch | None = None
         self.search_file: bytes | None = None
         self.history = History()
-        self.optimizers_at_start: WeakKeyDictionary[Optimizer, dict] = WeakKeyDictionary()
+        self.optimizers_at_start: WeakKeyDictionary[Optimizer, tuple] = WeakKeyDictionary()
         self.schedules_at_start: WeakKeyDictionary[LRScheduler, tuple] = WeakKeyDictionary()
         self.test_loader: DataLoader | None = None
         self.known_predictions: tuple[Tensor, Tensor] | None = None
@@ -122,6 +122,7 @@ class Run:
         """Run the LR range test on the new network, or read its result if the run resumes."""
         self.check_network(model)
         self.check_optimizer(optimizer)
+        self.remember_start(optimizer)
         plan = as_json_reads(
             plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
         )
@@ -164,6 +165,7 @@ class Run:
         self.check_network(model)
         self.check_optimizer(optimizer)
         self.check_schedule(scheduler, optimizer, steps=self.recipe.epochs * len(train_loader))
+        self.remember_start(optimizer)
         self.say_if_the_network_has_changed()
         self.rewind(optimizer, scheduler)
         self.forget_results()
@@ -180,8 +182,9 @@ class Run:
             # Only now: the weights of an unfinished epoch are nobody's result.
             self.history = self.train(step, train_loader, test_loader, saved)
         finally:
-            # The learning rate is back at its start, where the next schedule finds it.
-            self.rewind_schedule(scheduler)
+            # The next schedule finds the learning rates of the optimizer, not of this schedule.
+            _, settings = self.optimizers_at_start[optimizer]
+            restore_group_settings(optimizer, copy.deepcopy(settings))
         return self.history
 
     def train(
@@ -266,20 +269,21 @@ class Run:
         except TrainingError as error:
             print(f"{error} This run trains the network as it was built.", flush=True)
 
+    def remember_start(self, optimizer: Optimizer) -> None:
+        """Keep the state and the settings of an optimizer as they are when it is first used."""
+        if optimizer not in self.optimizers_at_start:
+            start = (optimizer.state_dict()["state"], group_settings(optimizer))
+            self.optimizers_at_start[optimizer] = copy.deepcopy(start)
+
     def rewind(self, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> None:
         """Put network, optimizer, schedule and random state back to where the training starts."""
         assert self.model is not None
         self.model.load_state_dict(self.weights_at_start)
         set_random_state(self.random_at_start, self.device)
-        if optimizer in self.optimizers_at_start:
-            content = {
-                "state": copy.deepcopy(self.optimizers_at_start[optimizer]),
-                "param_groups": optimizer.state_dict()["param_groups"],
-            }
-            optimizer.load_state_dict(content)
-            optimizer.zero_grad()
-        else:
-            self.optimizers_at_start[optimizer] = copy.deepcopy(optimizer.state_dict()["state"])
+        state, _ = self.optimizers_at_start[optimizer]
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
+        optimizer.zero_grad()
         if scheduler is not None:
             self.rewind_schedule(scheduler)
 
