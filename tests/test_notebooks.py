@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -204,6 +205,8 @@ def make_project(folder: Path) -> None:
     (folder / "models").mkdir(parents=True)
     for network in ROOT.glob("models/model*.py"):
         (folder / "models" / network.name).touch()
+    (folder / "utils").mkdir()
+    (folder / "utils/transforms.py").touch()
 
 
 @pytest.fixture
@@ -317,6 +320,46 @@ def test_repository_that_cannot_be_cloned_is_one_line(setup, elsewhere, monkeypa
     assert "https://github.com/me/mine cannot be cloned" in stop.value.code
     assert "check the address" in stop.value.code
     assert "\n" not in stop.value.code
+
+
+def test_last_file_of_a_checkout_is_the_one_that_setup_looks_for():
+    """Git writes files in the order of their names."""
+    names = [path.relative_to(ROOT).as_posix() for path in (ROOT / "utils").rglob("*.py")]
+    assert max(names) == "utils/transforms.py"
+    folders = [path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()]
+    assert max(folders) == "utils"
+
+
+def incomplete_line(setup: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        exec(setup, {})
+    assert "\n" not in stop.value.code
+    assert "not a complete copy of the project" in stop.value.code
+    return stop.value.code
+
+
+def test_clone_that_was_cut_off_is_said_to_be_incomplete(setup, elsewhere):
+    make_project(elsewhere.folder / "mine")
+    (elsewhere.folder / "mine/utils/transforms.py").unlink()
+    assert str(elsewhere.folder / "mine") in incomplete_line(setup)
+
+
+def test_setup_may_run_again_after_an_incomplete_clone_is_deleted(setup, elsewhere):
+    make_project(elsewhere.folder / "mine")
+    (elsewhere.folder / "mine/utils/transforms.py").unlink()
+    incomplete_line(setup)
+    shutil.rmtree(elsewhere.folder / "mine")
+    exec(setup, {})
+    assert Path.cwd() == elsewhere.folder / "mine"
+
+
+def test_repository_without_the_project_is_said_to_be_incomplete(setup, elsewhere, monkeypatch):
+    def clone_nothing(command):
+        Path(command[-1]).mkdir()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", clone_nothing)
+    assert "check REPOSITORY" in incomplete_line(setup)
 
 
 def modules_of(setup: str) -> list[str]:
