@@ -155,7 +155,8 @@ def write_readme() -> None:
         figure.savefig(ROOT / "static/session9/test_accuracy.png")
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description="Accuracy over seeds.")
     parser.add_argument(
         "variants", nargs="*", choices=[*VARIANTS, []], help="none: only update the README"
@@ -168,27 +169,38 @@ def main() -> None:
     parser.add_argument(
         "--validation", action="store_true", help="test on held-out training images"
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def train_seeds(
+    session: Session, variant: str, seeds: list[int], data: ImageData, epochs: int
+) -> None:
+    """Train those seeds of a variant that are not in seeds.csv yet, and print their accuracy."""
+    columns = {
+        "session": str(session.recipe.session),
+        "variant": variant,
+        "data": data.name,
+        "epochs": str(epochs),
+    }
+    for seed in seeds:
+        print(f"\n{session.name}, {variant}, seed {seed}", flush=True)
+        if not read(ROOT / SEEDS, **columns, seed=str(seed)):
+            row = train(session, variant, seed, data, epochs)
+            append(ROOT / SEEDS, columns | {"seed": str(seed)} | row)
+    print(f"\n{data.name}, {epochs} epochs: {accuracy(read(ROOT / SEEDS, **columns))}")
+
+
+def main() -> None:
+    options = parse()
     session = SESSIONS[options.session]
     epochs = options.epochs or session.recipe.epochs
     if smoke():
         epochs = min(epochs, SMOKE_EPOCHS)
-    for name in options.variants:
+    for variant in options.variants:
         data = load_data()
         if options.validation:
             data = hold_out(data)
-        about = {
-            "session": str(options.session),
-            "variant": name,
-            "data": data.name,
-            "epochs": str(epochs),
-        }
-        for seed in options.seeds:
-            print(f"\nSession {options.session}, {name}, seed {seed}", flush=True)
-            if not read(ROOT / SEEDS, **about, seed=str(seed)):
-                row = train(session, name, seed, data, epochs)
-                append(ROOT / SEEDS, about | {"seed": str(seed)} | row)
-        print(f"\n{data.name}, {epochs} epochs: {accuracy(read(ROOT / SEEDS, **about))}")
+        train_seeds(session, variant, options.seeds, data, epochs)
     write_readme()
 
 

@@ -258,7 +258,7 @@ def test_lr_finder_plot_shows_the_search(data, search):
     curve, divergence, suggestion = ax.lines
     assert curve.get_xdata().tolist() == search.lrs
     assert curve.get_ydata().tolist() == search.losses
-    assert divergence.get_xdata() == [search.divergence_lr] * 2
+    assert divergence.get_xdata() == [search.limit_lr] * 2
     assert suggestion.get_xdata() == [search.suggestion] * 2
 
 

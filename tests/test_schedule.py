@@ -231,7 +231,7 @@ def test_search_judges_what_the_range_test_measures():
 def test_search_allows_for_small_batches():
     losses = [2.0] * 12 + [4.0] * 12
     search = find_lr(*scripted_parts(losses, batch_size=128), steps=24)
-    assert search.suggestion == pytest.approx(search.divergence_lr / 3 / 4)
+    assert search.suggestion == pytest.approx(search.limit_lr / 3 / 4)
 
 
 def test_search_without_memory_says_which_batch_size_to_try():
@@ -255,7 +255,7 @@ def test_suggestion_is_a_third_of_the_lr_at_which_the_loss_is_back_at_its_start(
     losses = [2.0] * 12 + [1.0] * 5 + [2.5] * 7
     search = judge(LRS, losses, STEPS, share=1.0)
     assert search.diverges
-    assert search.divergence_lr == 18
+    assert search.limit_lr == 18
     assert search.suggestion == pytest.approx(6)
 
 
@@ -268,7 +268,7 @@ def test_suggestion_is_the_plateau_if_the_loss_never_rises_again():
     losses = [2.0] * 10 + [1.5, 1.05] + [1.0] * 12
     search = judge(LRS, losses, STEPS, share=0.25)
     assert not search.diverges
-    assert search.divergence_lr == 12
+    assert search.limit_lr == 12
     assert search.suggestion == 12
 
 
@@ -276,7 +276,7 @@ def test_search_that_stopped_early_has_found_the_divergence_at_its_end():
     losses = [2.0] * 14 + [1.9, 9.6]
     search = judge(LRS[:16], losses, STEPS, share=1.0)
     assert search.diverges
-    assert search.divergence_lr == 16
+    assert search.limit_lr == 16
 
 
 def test_losses_after_one_that_is_not_finite_do_not_count():
@@ -285,7 +285,7 @@ def test_losses_after_one_that_is_not_finite_do_not_count():
     assert search.losses == losses[:16]
     assert search.lrs == LRS[:16]
     assert search.diverges
-    assert search.divergence_lr == 16
+    assert search.limit_lr == 16
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -318,7 +318,7 @@ def test_search_that_does_not_diverge_explains_its_suggestion():
 
 
 @pytest.mark.parametrize(
-    "losses, divergence_lr",
+    "losses, limit_lr",
     [
         # It falls, then rises above the mean of its first ten.
         ([2.9] + [1.9] * 9 + [1.5, 1.0, 1.5, 1.95, 2.05, 9.0], 15),
@@ -330,8 +330,8 @@ def test_search_that_does_not_diverge_explains_its_suggestion():
         ([2.0] * 5 + [2.5] + [2.0] * 4 + [1.5, 1.0, 1.5, 2.4, 2.5, 9.0], 14),
     ],
 )
-def test_divergence_is_where_the_loss_rises_again(losses, divergence_lr):
-    assert find_divergence(LRS[:16], losses) == divergence_lr
+def test_divergence_is_where_the_loss_rises_again(losses, limit_lr):
+    assert find_divergence(LRS[:16], losses) == limit_lr
 
 
 def test_plateau_starts_where_the_loss_has_made_nine_tenths_of_its_fall():

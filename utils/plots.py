@@ -200,13 +200,11 @@ def lr_finder_plot(search: LRSearch, data: ImageData) -> Figure:
     ax.plot(search.lrs, search.losses, color=TRAIN)
     suggested = f"suggested max LR: {search.suggestion:.4f}"
     if search.diverges:
-        label = f"back at its start at {search.divergence_lr:.4f}"
-        suggested += f", 1/{search.divergence_lr / search.suggestion:.0f} of it"
+        label = f"back at its start at {search.limit_lr:.4f}"
+        suggested += f", 1/{search.limit_lr / search.suggestion:.0f} of it"
     else:
-        label = (
-            f"stops falling at {search.divergence_lr:.4f}; the search ended at {search.lrs[-1]:.4f}"
-        )
-    ax.axvline(search.divergence_lr, color="gray", linestyle=":", label=label)
+        label = f"stops falling at {search.limit_lr:.4f}; the search ended at {search.lrs[-1]:.4f}"
+    ax.axvline(search.limit_lr, color="gray", linestyle=":", label=label)
     ax.axvline(search.suggestion, color=TEST, label=suggested)
     # The losses after divergence would flatten the interesting part.
     start = search.losses[0]

@@ -30,7 +30,7 @@ class LRSearch:
 
     lrs: list[float]
     losses: list[float]
-    divergence_lr: float  # where the loss is back at its start or, if never, where it stops falling
+    limit_lr: float  # where the loss is back at its start or, if never, where it stops falling
     diverges: bool  # whether it is back at its start
     suggestion: float
 
@@ -38,13 +38,13 @@ class LRSearch:
         if not self.diverges:
             return (
                 f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. "
-                f"It stops falling at LR {self.divergence_lr:.4f}. "
+                f"It stops falling at LR {self.limit_lr:.4f}. "
                 f"Suggested max LR: {self.suggestion:.4f}."
             )
         return (
             "The loss falls, rises and is back at its start at "
-            f"LR {self.divergence_lr:.4f}. Suggested max LR: {self.suggestion:.4f}, "
-            f"1/{self.divergence_lr / self.suggestion:.0f} of it: a third, so that training stays "
+            f"LR {self.limit_lr:.4f}. Suggested max LR: {self.suggestion:.4f}, "
+            f"1/{self.limit_lr / self.suggestion:.0f} of it: a third, so that training stays "
             "stable, and less for batches smaller than 512."
         )
 
@@ -128,10 +128,10 @@ def judge(lrs: list[float], losses: list[float], steps: int, share: float) -> LR
         )
     lrs = lrs[:count]
     losses = losses[:count]
-    divergence_lr = find_divergence(lrs, losses)
+    limit_lr = find_divergence(lrs, losses)
     stopped_early = count < steps
-    if divergence_lr < lrs[-1] or stopped_early:
-        return LRSearch(lrs, losses, divergence_lr, True, divergence_lr / 3 * share)
+    if limit_lr < lrs[-1] or stopped_early:
+        return LRSearch(lrs, losses, limit_lr, True, limit_lr / 3 * share)
     plateau_lr = find_plateau(lrs, losses)
     return LRSearch(lrs, losses, plateau_lr, False, plateau_lr)
 

@@ -222,8 +222,9 @@ def refresh_batchnorm(model: nn.Module, loader: DataLoader, precision: str = "fl
 def some_batches(loader: DataLoader) -> DataLoader:
     """A random tenth of a loader's images, or ten batches of them."""
     batch_size = loader.batch_size or 1
-    count = max(len(loader.dataset) // 10, 10 * batch_size)  # type: ignore[arg-type]
-    chosen = torch.randperm(len(loader.dataset))[:count]  # type: ignore[arg-type]
+    images_in_all = len(loader.dataset)  # type: ignore[arg-type]  # PyTorch's types lack __len__
+    count = max(images_in_all // 10, 10 * batch_size)
+    chosen = torch.randperm(images_in_all)[:count]
     return DataLoader(
         loader.dataset,
         batch_sampler=[part.tolist() for part in chosen.split(batch_size)],

@@ -235,10 +235,11 @@ class Run:
         """Raise TrainingError unless ``optimizer`` updates weights of the network."""
         if isinstance(optimizer, LBFGS):
             raise TrainingError("LBFGS needs several passes a step: use another optimizer.")
-        own = {id(parameter) for parameter in self.model.parameters()}  # type: ignore[union-attr]
+        assert self.model is not None
+        weights = {id(parameter) for parameter in self.model.parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) not in own:
+                if id(parameter) not in weights:
                     raise TrainingError(
                         "the optimizer holds the weights of another network: "
                         "run the cell that makes it, and the cells after it."
@@ -375,8 +376,9 @@ class Run:
         text = report.submission_text(facts, address, source, log)
         self.folder.write("submission.md", text.encode())
         line = f"{self.folder.path}/submission.md answers the assignment page, point by point."
-        first, _, _ = text.partition("\n")
-        return f"{first}\n{line}" if first.startswith("**") else line
+        first_line, _, _ = text.partition("\n")
+        is_warning = first_line.startswith("**")
+        return f"{first_line}\n{line}" if is_warning else line
 
     def download(self) -> None:
         """Say where the results are; on Colab, offer them as one file, before they are deleted."""
