@@ -1,13 +1,12 @@
 """The submission shows the run in the order of the assignment page, or says why not."""
 
 import re
-import subprocess
 from unittest.mock import Mock
 
 import pytest
 
+from tests.repositories import commit_files, make_project, make_repository
 from tests.small import cells_of
-from utils import git
 from utils.errors import TrainingError
 from utils.runs import report
 from utils.runs.report import submission_text
@@ -122,72 +121,28 @@ def test_without_an_address_the_submission_has_that_of_git(finished, monkeypatch
     assert "Repository: https://host/me/mine\n" in submission(finished, address)
 
 
-def test_submission_without_any_address_asks_for_it(finished, monkeypatch):
-    monkeypatch.setattr("utils.runs.run.repository", Mock(return_value=""))
-    assert "Repository: (add the address of your repository)" in submission(finished)
+def test_submission_without_any_address_asks_for_it_and_says_why(finished, tmp_path, monkeypatch):
+    make_project(tmp_path, "project", monkeypatch)
+    text = submission(finished)
+    assert "Repository: (add the address of your repository; git does not know it: " in text
+    assert "in no git repository" in text
+
+
+def test_submission_in_a_repository_that_git_refuses_says_so(finished, tmp_path, monkeypatch):
+    project = make_project(tmp_path, "project", monkeypatch)
+    make_repository(project)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert f"git config --global --add safe.directory {project}" in submission(finished)
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/me/mine"])
+def test_submission_in_a_subfolder_has_its_address(finished, tmp_path, monkeypatch, address):
+    make_project(tmp_path, "course/session9", monkeypatch)
+    make_repository(tmp_path / "course")
+    commit_files(tmp_path / "course")
+    expected = "Repository: https://github.com/me/mine/tree/main/session9\n"
+    assert expected in submission(finished, address)
 
 
 def test_answers_are_known_for_each_session():
     assert report.ANSWERS.keys() == SESSIONS.keys()
-
-
-@pytest.fixture
-def repository(monkeypatch, tmp_path):
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    monkeypatch.setattr(git, "ROOT", tmp_path)
-    return tmp_path
-
-
-ADDRESSES = {
-    "https://github.com/me/mine.git": "https://github.com/me/mine",
-    "https://me:secret@github.com/me/mine": "https://github.com/me/mine",
-    "git@github.com:me/mine.git": "git@github.com:me/mine",
-    "/home/me/mine": "",
-}
-
-
-@pytest.mark.parametrize("remote", ADDRESSES)
-def test_repository_is_the_remote_origin_without_credentials(repository, remote):
-    subprocess.run(["git", "remote", "add", "origin", remote], cwd=repository, check=True)
-    assert git.repository() == ADDRESSES[remote]
-
-
-def test_repository_without_a_remote(repository):
-    assert git.repository() == ""
-
-
-def current_commit() -> str:
-    """The commit, as a new process finds it."""
-    return git.commit.__wrapped__()
-
-
-def test_no_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert git.repository() == ""
-    assert current_commit() == ""
-
-
-@pytest.fixture
-def committed(repository):
-    """A repository with one file and one commit."""
-    (repository / "a").write_text("1")
-    author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    for command in (["add", "a"], [*author, "commit", "-qm", "1"]):
-        subprocess.run(["git", *command], cwd=repository, check=True)
-    return repository
-
-
-def test_commit_is_a_short_hash(committed):
-    assert re.fullmatch("[0-9a-f]{7,}", current_commit())
-
-
-def test_commit_is_marked_if_tracked_files_have_changed(committed):
-    before = current_commit()
-    (committed / "a").write_text("changed")
-    assert current_commit() == f"{before}+"
-
-
-def test_commit_is_not_marked_for_files_that_git_does_not_track(committed):
-    before = current_commit()
-    (committed / "b").touch()
-    assert current_commit() == before

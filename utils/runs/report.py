@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils.data import ImageData
-from utils.git import commit
+from utils.git import GitError, commit, page
 from utils.recipes import Recipe
 from utils.runs.plan import NetworkInfo
 from utils.training import History
@@ -84,7 +84,7 @@ def summary(facts: dict[str, Any]) -> str:
 def submission_text(facts: dict[str, Any], repository: str, source: str, log: str) -> str:
     """The page to hand in: what the assignment asks for, point by point, in its order."""
     texts = {name: f"{title}:\n\n![{title}]({name}.png)" for name, title in PICTURES.items()}
-    texts["repository"] = f"Repository: {repository or '(add the address of your repository)'}"
+    texts["repository"] = repository_line(repository)
     texts["network"] = (
         f"The network, {facts['network']} ({facts['parameters']:,} parameters):\n\n"
         f"```python\n{source}\n```"
@@ -107,6 +107,14 @@ def submission_text(facts: dict[str, Any], repository: str, source: str, log: st
     for number, answer in enumerate(ANSWERS[facts["session"]], start=1):
         parts.append(f"{number}. {texts[answer]}")
     return "\n\n".join(parts) + "\n"
+
+
+def repository_line(address: str) -> str:
+    """The address of the project, or what to do if there is none."""
+    try:
+        return f"Repository: {page(address)}"
+    except GitError as error:
+        return f"Repository: (add the address of your repository; git does not know it: {error})"
 
 
 def list_runs(folder: Path) -> str:
