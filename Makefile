@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARALLEL := -n auto  # one process per core
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install a newer one, then run make PYTHON=python3.11"; exit 2; }
 
 .PHONY: help session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
@@ -43,16 +44,17 @@ bench: $(VENV)/.ready
 publish: $(VENV)/.ready
 	$(RUN) -m tools.publish $(SESSION)
 	$(RUN) -m benchmarks.seeds
-	@test -z "$(REPO)" || $(MAKE) --no-print-directory colab
+	@test -z "$(REPO)" || $(RUN) -m tools.colab --repository "$(REPO)" || test "$(REPO)" = origin
 
-# make colab: write the repository's address into badges and setup cells; default: that of "origin"
-REPO ?= $(shell git remote get-url origin 2>/dev/null | sed -nE 's|^.*github\.com[:/]([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$$|\1|p' | sed 's/\.git$$//')
+# make colab: write the repository's address into badges and setup cells; default: that of "origin".
+# REPO=owner/name or the address of a repository on GitHub; make publish REPO= leaves all links alone
+REPO ?= origin
 colab:
-	@test -n "$(REPO)" || { echo "There is no remote on GitHub: give the address with make colab REPO=owner/name"; exit 2; }
-	sed -i.bak -E 's#(colab\.research\.google\.com/github/)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+/blob#\1$(REPO)/blob#g; s#(REPOSITORY = \\"https://github.com/)[^\\"]+#\1$(REPO)#' README.md *.ipynb && rm -f *.bak
+	$(CHECK_PYTHON)
+	@$(PYTHON) -m tools.colab --repository "$(REPO)"
 
 $(VENV)/.ready: requirements.txt requirements-notebook.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install a newer one, then run make PYTHON=python3.11"; exit 2; }
+	$(CHECK_PYTHON)
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install -r requirements.txt -c constraints.txt
 	touch $@

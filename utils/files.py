@@ -1,6 +1,7 @@
 """Atomic writes, locks, and tensors loaded without executing code.
 
-PyTorch is imported on use: it takes two seconds.
+PyTorch and filelock are imported on use: the former takes two seconds, and tools/colab.py must
+run without either.
 """
 
 import contextlib
@@ -11,8 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from utils.errors import FileError
 
@@ -44,6 +43,8 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
     """Hold the file lock ``path``, or say what another process is doing and wait for it."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path)
     with contextlib.suppress(
         OSError, NotImplementedError
