@@ -210,6 +210,25 @@ def test_commit_is_marked_if_tracked_files_have_changed(committed):
     assert current_commit() == f"{before}+"
 
 
+@pytest.mark.parametrize("name", ["README.md", "benchmarks/seeds.csv", "static/session9/run.json"])
+def test_commit_is_not_marked_for_results_that_a_run_has_written(committed, name):
+    """Else of two runs by the same code, only the first would have a commit without a mark."""
+    path = committed / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("before")
+    commit_files(committed)
+    before = current_commit()
+    path.write_text("after")
+    assert current_commit() == before
+
+
+def test_commit_is_not_marked_for_other_files_of_a_course(home):
+    commit_files(home)
+    before = current_commit()
+    (home / "diary.txt").write_text("changed")
+    assert current_commit() == before
+
+
 def test_commit_is_not_marked_for_files_that_git_does_not_track(committed):
     before = current_commit()
     (committed / "other.py").touch()

@@ -5,7 +5,7 @@ import json
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from benchmarks.results import COLUMNS, SEEDS, append, read
 from tools import publish as command
@@ -251,10 +251,17 @@ def test_notebook_with_an_error_is_rejected(root):
     assert_not_published(root, NOTEBOOK, "shows an error")
 
 
+def cells_with_the_address_of(name: str, count: int | None = None) -> list:
+    """A badge and a setup cell as `make colab` writes them."""
+    link = f"https://colab.research.google.com/github/{name}/blob/main/{NOTEBOOK}"
+    badge = new_markdown_cell(f"[badge]({link})")
+    return [badge, cell(f'REPOSITORY = "https://github.com/{name}"\na = 1', count)]
+
+
 def test_address_of_the_repository_may_differ(root):
-    write_notebook(root / NOTEBOOK, cell('REPOSITORY = "https://a.b/OWNER/NAME"\na = 1'))
-    executed = cell('REPOSITORY = "https://a.b/me/mine"\na = 1', 1)
-    write_notebook(root / "runs/session9" / NOTEBOOK, executed)
+    write_notebook(root / NOTEBOOK, *cells_with_the_address_of("OWNER/NAME"))
+    executed = cells_with_the_address_of("me/mine", count=1)
+    write_notebook(root / "runs/session9" / NOTEBOOK, *executed)
     publish(9, root)
     assert "me/mine" in (root / NOTEBOOK).read_text()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 
 from benchmarks.results import SEEDS, accuracy, append, fill_section, read, row_of, table
+from tools.colab import LINK
 from utils.errors import UserError, one_line_errors
 from utils.files import replace_file, write_text
 from utils.sessions import SESSIONS
@@ -94,8 +95,9 @@ def read_cells(notebook: Path) -> list:
 
 
 def sources(notebook: Path) -> list[str]:
-    """The text of all cells, without the repository's address, which `make colab` may change."""
-    return [re.sub('REPOSITORY = ".*"', "", cell.source) for cell in read_cells(notebook)]
+    """The text of all cells, without the repository's addresses, which `make colab` may change."""
+    cells = [LINK.sub("", cell.source) for cell in read_cells(notebook)]
+    return [re.sub('REPOSITORY = ".*"', "", source) for source in cells]
 
 
 def results_table(seeds: Path) -> str:

@@ -19,6 +19,10 @@ ON_GITHUB = re.compile(
 )
 
 
+# What the runs themselves write: a second run by the same code is still by that commit.
+NO_RESULTS = (":!benchmarks/seeds.csv", ":!README.md", ":!static")
+
+
 class GitError(UserError):
     """git refuses the repository or cannot read it."""
 
@@ -143,9 +147,11 @@ def page(address: str) -> str:
 
 @cache
 def commit() -> str:
-    """The short hash of the commit that runs, with "+" if tracked files differ; "" without git."""
+    """The short hash of the commit that runs, with "+" if the code differs; "" without git."""
     try:
         folder()  # else the commit is not one of the project
-        return git("describe", "--always", "--dirty=+", "--exclude=*")
+        commit_hash = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *NO_RESULTS)
     except GitError:
         return ""
+    return f"{commit_hash}+" if changed else commit_hash
