@@ -124,8 +124,8 @@ def test_misclassified_images_are_ten_by_default(predictions, data):
 
 def test_misclassified_images_are_titled_by_predicted_and_true_class(predictions, data):
     titles = titles_of(plots.misclassified_images(predictions, data, 20))
-    assert titles[0] == "class 1 (94%)\ntrue: class 0"
-    assert titles[-1] == "class 0 (94%)\ntrue: class 9"
+    assert titles[0] == "predicted class 1 (94%)\ntrue class 0"
+    assert titles[-1] == "predicted class 0 (94%)\ntrue class 9"
 
 
 def test_misclassified_images_are_titled_by_the_probability(data):
@@ -133,7 +133,7 @@ def test_misclassified_images_are_titled_by_the_probability(data):
     logits[0, 1] = 0.2819  # of 1 and 2, 57% and 43%
     logits[0, 2] = 0.0
     titles = titles_of(plots.misclassified_images((logits, torch.tensor([0])), data))
-    assert titles[0] == "class 1 (57%)\ntrue: class 0"
+    assert titles[0] == "predicted class 1 (57%)\ntrue class 0"
 
 
 def test_misclassified_images_are_the_test_images(predictions, data):
@@ -324,7 +324,7 @@ def test_attention_maps_are_those_of_three_images(model, predictions, data):
 def test_attention_maps_are_titled_by_predicted_and_true_class(model, predictions, data):
     titles = titles_of(plots.attention_maps(model, predictions, data))
     assert titles[:5] == [
-        "class 1 (94%)\ntrue: class 0",
+        "predicted class 1 (94%)\ntrue class 0",
         "block 1",
         "block 2",
         "block 3",

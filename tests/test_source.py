@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from nbconvert.filters import markdown2html
 
 from models.model7 import ResNet18
 from models.model9 import TransformerModel
 from utils.errors import TrainingError
-from utils.source import check_unchanged, code_digest, source_pieces, source_text, underlying
+from utils.source import (
+    check_unchanged,
+    code_digest,
+    show_code,
+    source_pieces,
+    source_text,
+    underlying,
+)
 
 MODULE = '''
 """A network of one's own."""
@@ -251,3 +259,25 @@ def test_file_is_never_executed_again(write_module, tmp_path):
     (tmp_path / "executed.py").write_text(f"{MODULE}\nopen({str(marker)!r}, 'w')\n")
     code_digest(make)
     assert not marker.exists()
+
+
+def page_of(source: str, monkeypatch) -> str:
+    """What ``show_code`` displays, as a page of nbconvert."""
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    show_code(source)
+    (markdown,) = displayed
+    return markdown2html(markdown.data)
+
+
+def test_code_is_shown_with_its_syntax_highlighted(monkeypatch):
+    page = page_of("value = 1\n", monkeypatch)
+    assert '<span class="n">value</span>' in page
+
+
+def test_code_is_shown_in_a_monospaced_font(monkeypatch):
+    """The code block inherits the font of what is around it."""
+    page = page_of("value = 1\n", monkeypatch)
+    around, _, _ = page.partition('<div class="highlight">')
+    assert 'style="font-family: monospace"' in around
+    assert "</div>" not in around

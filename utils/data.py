@@ -61,7 +61,8 @@ class ImageData:
 
     def __str__(self) -> str:
         images = f"{len(self.train_labels):,} training and {len(self.test_labels):,} test images"
-        return f"{self.name}: {images} of {len(self.classes)} classes ({', '.join(self.classes)})"
+        classes = ", ".join(self.classes)
+        return f"{self.name}: {images} of {len(self.classes)} classes:\n{classes}"
 
 
 def load_data(source: str | Path | None = None) -> ImageData:

@@ -70,12 +70,12 @@ def gallery(
 ) -> Figure:
     """Images ``(3, H, W)`` on the scale 0 to 1 with their titles."""
     rows = max(1, -(-len(images) // columns))
-    fig, axes = figure(rows, columns, (1.7 * columns, 0.4 + 1.95 * rows), title)
+    fig, axes = figure(rows, columns, (1.85 * columns, 0.4 + 2.1 * rows), title)
     for ax in axes:
         ax.axis("off")
     for ax, image, text in zip(axes, images, titles, strict=False):  # some axes may stay empty
         ax.imshow(image.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
-        ax.set_title(plain(text), fontsize=9)
+        ax.set_title(plain(text), fontsize=8)
     return fig
 
 
@@ -112,8 +112,8 @@ def predicted_and_true(predictions: Predictions, data: ImageData, indices: Tenso
         probabilities = logits[index].softmax(dim=0)
         predicted = int(probabilities.argmax())
         titles.append(
-            f"{data.classes[predicted]} ({100 * probabilities[predicted]:.0f}%)\n"
-            f"true: {data.classes[labels[index]]}"
+            f"predicted {data.classes[predicted]} ({100 * probabilities[predicted]:.0f}%)\n"
+            f"true {data.classes[labels[index]]}"
         )
     return titles
 
@@ -292,7 +292,7 @@ def attention_maps(
     for i, (image, text) in enumerate(zip(data.test_images[chosen], titles, strict=True)):
         first, *others = axes[5 * i : 5 * i + 5]
         first.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-        first.set_title(plain(text), fontsize=9)
+        first.set_title(plain(text), fontsize=8)
         first.axis("off")
         for block, ax in enumerate(others):
             drawn = ax.imshow(maps[i, block].numpy(), norm=shades, cmap="magma")

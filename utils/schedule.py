@@ -35,17 +35,16 @@ class LRSearch:
     suggestion: float
 
     def __str__(self) -> str:
+        suggestion = f"Suggested max LR: {self.suggestion:.4f}"
         if not self.diverges:
             return (
                 f"The loss does not rise again: the search ended at LR {self.lrs[-1]:.4f}. "
-                f"It stops falling at LR {self.limit_lr:.4f}. "
-                f"Suggested max LR: {self.suggestion:.4f}."
+                f"It stops falling at LR {self.limit_lr:.4f}.\n{suggestion}."
             )
+        share = f"1/{self.limit_lr / self.suggestion:.0f} of it"
         return (
-            "The loss falls, rises and is back at its start at "
-            f"LR {self.limit_lr:.4f}. Suggested max LR: {self.suggestion:.4f}, "
-            f"1/{self.limit_lr / self.suggestion:.0f} of it: a third, so that training stays "
-            "stable, and less for batches smaller than 512."
+            f"The loss falls, rises and is back at its start at LR {self.limit_lr:.4f}.\n"
+            f"{suggestion}, {share}: a third for stability, and less for batches below 512."
         )
 
 

@@ -302,4 +302,6 @@ def show_code(source: str) -> None:
     """Show Python code in a notebook, with its syntax highlighted."""
     from IPython.display import Markdown, display
 
-    display(Markdown(f"```python\n{source.rstrip()}\n```"))
+    code = f"```python\n{source.rstrip()}\n```"
+    # On a page that nbconvert makes, a code block inherits its font.
+    display(Markdown(f'<div style="font-family: monospace">\n\n{code}\n\n</div>'))
