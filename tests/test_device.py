@@ -4,6 +4,7 @@ import builtins
 import copy
 import platform
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ from utils.device import (
     fast_precision,
     forked_random_state,
     hardware_of,
+    is_of_the_compiler,
     memory_format,
     random_state,
     set_random_state,
+    stop_compiling,
 )
 
 CPU = torch.device("cpu")
@@ -240,20 +243,18 @@ def test_unknown_fields_of_the_cpu_are_empty(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind, steps, works, wanted",
+    "kind, steps, wanted",
     [
-        ("cpu", 1000, True, True),
-        ("cpu", 999, True, False),
-        ("cpu", 1000, False, False),
-        ("cuda", 1000, True, False),
-        ("mps", 1000, True, False),
+        ("cpu", 1000, True),
+        ("cpu", 999, False),
+        ("cuda", 1000, False),
+        ("mps", 1000, False),
     ],
 )
-def test_network_is_compiled_where_it_pays(monkeypatch, kind, steps, works, wanted):
+def test_network_is_compiled_where_it_pays(monkeypatch, kind, steps, wanted):
     compiled = []
     model = nn.Linear(1, 1)
     monkeypatch.setattr(model, "compile", lambda: compiled.append(model))
-    monkeypatch.setattr(device, "can_compile", lambda: works)
     compile_where_it_pays(model, torch.device(kind), steps)
     assert compiled == ([model] if wanted else [])
 
@@ -288,13 +289,44 @@ def test_checkpoint_fits_a_compiled_network(plain_and_compiled):
     torch.testing.assert_close(state, plain.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-def test_missing_compiler_costs_one_line(capsys):
+@pytest.fixture
+def restored_compiler():
+    """Afterwards, networks may be compiled again."""
     torch.compiler.reset()  # forgets what an earlier test compiled
-    no_compiler = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
-    with torch._inductor.config.patch(no_compiler):
-        works = device.can_compile()
+    yield
+    torch.compiler.set_stance("default")
     torch.compiler.reset()
-    assert not works
+
+
+def test_missing_compiler_is_an_error_of_the_compiler(restored_compiler):
+    no_compiler = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
+    with torch._inductor.config.patch(no_compiler), pytest.raises(Exception) as caught:
+        torch.compile(torch.sin)(torch.ones(1))
+    assert is_of_the_compiler(caught.value)
+
+
+def test_other_error_is_none_of_the_compiler():
+    with pytest.raises(RuntimeError) as caught:
+        torch.ones(2) + torch.ones(3)
+    assert not is_of_the_compiler(caught.value)
+
+
+def test_compiled_network_is_called_as_it_is_after_the_compiler_has_failed(restored_compiler):
+    def backend(graph, inputs):
+        pytest.fail("compiled")
+
+    model = nn.Linear(1, 1)
+    model.compile(backend=backend)
+    stop_compiling()
+    assert model(torch.ones(1, 1)).shape == (1, 1)
+
+
+def test_python_that_pytorch_cannot_compile_under_costs_one_line(
+    monkeypatch, capsys, restored_compiler
+):
+    model = nn.Linear(1, 1)
+    monkeypatch.setattr(model, "compile", Mock(side_effect=RuntimeError("not supported")))
+    compile_where_it_pays(model, CPU, steps=1000)
     output = capsys.readouterr().out
     assert output.count("\n") == 1
     assert "torch.compile does not work" in output

@@ -18,6 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
@@ -613,3 +614,70 @@ def test_long_run_asks_whether_compiling_pays(folder, compilations):
 def test_recipe_without_compiling_asks_nothing(folder, compilations):
     start(cells_of(folder, RECIPE.replace(epochs=50, compile=False)))
     compilations.assert_not_called()
+
+
+def fail(graph, inputs):
+    raise RuntimeError("there is no compiler")
+
+
+def as_it_is(graph, inputs):
+    return graph
+
+
+def fail_when_compiling_again():
+    """A backend that works for the first graph only."""
+    backends = iter([as_it_is])
+
+    def backend(graph, inputs):
+        return next(backends, fail)(graph, inputs)
+
+    return backend
+
+
+BACKENDS = {
+    "forward pass": fail,
+    "backward pass": aot_autograd(fw_compiler=as_it_is, bw_compiler=fail),
+    "second graph": fail_when_compiling_again(),
+}
+
+
+@pytest.fixture
+def compile_with(monkeypatch):
+    """A function that chooses with what a run compiles its network."""
+
+    def choose(backend) -> None:
+        def compile_network(model, device, steps):
+            model.compile(backend=backend)
+
+        monkeypatch.setattr("utils.runs.run.compile_where_it_pays", compile_network)
+
+    torch.compiler.reset()
+    yield choose
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+def test_compiler_that_fails_costs_one_line_and_changes_nothing(
+    folder, whole, capsys, compile_with, backend
+):
+    compile_with(backend)
+    cells = cells_of(folder, RECIPE.replace(compile=True))
+    cells.train()
+    assert capsys.readouterr().out.count("torch.compile does not work here") == 1
+    weights = cells.model.state_dict()
+    torch.testing.assert_close(weights, whole.model.state_dict(), rtol=0, atol=0)
+
+
+class Wrong(nn.Linear):
+    """A network with a fault of its own."""
+
+    def forward(self, images):
+        return images.view(3)
+
+
+def test_error_of_the_network_is_raised_as_it_is(folder, compile_with):
+    compile_with(as_it_is)
+    cells = cells_of(folder, RECIPE.replace(compile=True), network=partial(Wrong, 1, 1))
+    with pytest.raises(RuntimeError, match="shape"):
+        cells.train()

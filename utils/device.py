@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import logging
 import platform
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -157,22 +159,30 @@ def keep_freed_memory() -> None:
 def compile_where_it_pays(model: nn.Module, device: torch.device, steps: int) -> None:
     """Compile ``model`` if ``steps`` steps save more than the half minute that it takes.
 
-    On a GPU they never do: there, a training step is recorded as a CUDA graph.
+    PyTorch compiles later, when it sees the first images. On a GPU no number of steps pays: there,
+    a training step is recorded as a CUDA graph.
     """
-    if device.type == "cpu" and steps >= 1000 and can_compile():
-        model.compile()
-
-
-def can_compile() -> bool:
-    """Whether torch.compile works here: it needs a C++ compiler and Python's headers."""
+    if device.type != "cpu" or steps < 1000:
+        return
     # It would warn on machines without CUDA.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        torch.compile(torch.sin)(torch.ones(1))
-    except Exception:
-        print(
-            "torch.compile does not work here: training takes longer but is otherwise the same.",
-            flush=True,
-        )
-        return False
-    return True
+        model.compile()
+    except RuntimeError:  # this PyTorch cannot compile under this Python
+        stop_compiling()
+
+
+def is_of_the_compiler(error: Exception) -> bool:
+    """Whether an error comes from torch.compile, which needs a C++ compiler, for example."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    compiler = [Path(torch.__file__).parent / name for name in ("_dynamo", "_inductor")]
+    return any(Path(file).is_relative_to(folder) for file in files for folder in compiler)
+
+
+def stop_compiling() -> None:
+    """From now on, call compiled networks as they are; print a line."""
+    print(
+        "torch.compile does not work here: training takes longer but is otherwise the same.",
+        flush=True,
+    )
+    torch.compiler.set_stance("force_eager")

@@ -24,9 +24,11 @@ from utils.device import (
     choose_precision,
     compile_where_it_pays,
     hardware_of,
+    is_of_the_compiler,
     memory_format,
     random_state,
     set_random_state,
+    stop_compiling,
 )
 from utils.errors import TrainingError
 from utils.files import as_bytes
@@ -70,6 +72,7 @@ class Run:
         self.device = device
         self.folder = folder
         self.precision = choose_precision(recipe.precision, None, device)
+        self.compiles = recipe.compile
         self.model: nn.Module | None = None
         self.search: LRSearch | None = None
         self.search_file: bytes | None = None
@@ -181,6 +184,13 @@ class Run:
         try:
             # Only now: the weights of an unfinished epoch are nobody's result.
             self.history = self.train(step, train_loader, test_loader, saved)
+        except Exception as error:
+            if not (self.compiles and is_of_the_compiler(error)):
+                raise
+            self.compiles = False
+            stop_compiling()
+            # Once more, from the last complete epoch.
+            return self.fit(model, criterion, optimizer, scheduler, train_loader, test_loader)
         finally:
             # The next schedule finds the learning rates of the optimizer, not of this schedule.
             _, settings = self.optimizers_at_start[optimizer]
@@ -204,7 +214,7 @@ class Run:
             f"seed {recipe.seed}, {hardware_of(self.device, self.precision)}",
             flush=True,
         )
-        if recipe.compile:
+        if self.compiles:
             compile_where_it_pays(step.model, self.device, steps=recipe.epochs * len(train_loader))
         history = History()
         if saved:
