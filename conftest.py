@@ -1,8 +1,12 @@
 """How pytest runs here: in smoke mode, and a notebook's cells in their order."""
 
+import math
 import os
+import time
+from queue import Empty
 
 import pytest
+from nbval.kernel import RunningKernel
 
 # Two epochs on a few of the embedded digits, for the tests and the notebooks among them.
 os.environ["EVA8_SMOKE"] = "1"
@@ -30,3 +34,21 @@ def pytest_collection_modifyitems(items):
     cells.sort(key=lambda cell: (str(cell.path), cell.cell_num))
     items[:] = cells + others
     return result
+
+
+def pytest_configure():
+    """Let nbval notice a kernel that has died; else it waits for the timeout of the cell."""
+    get_message = RunningKernel.get_message
+
+    def get_message_while_alive(kernel, stream, timeout=None):
+        end = time.monotonic() + (timeout or math.inf)
+        while True:
+            try:
+                return get_message(kernel, stream, timeout=1)
+            except Empty:
+                if not kernel.is_alive():
+                    pytest.fail("the notebook's kernel has died, perhaps for lack of memory", False)
+                if time.monotonic() > end:
+                    raise
+
+    RunningKernel.get_message = get_message_while_alive

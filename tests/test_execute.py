@@ -8,6 +8,7 @@ import sys
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tests.conftest import ROOT
@@ -93,15 +94,15 @@ def test_kernel_is_this_python_whatever_the_user_has_installed(tmp_path):
     (folder / "kernel.json").write_text(json.dumps(other))
     write(tmp_path, "import sys; print(sys.executable)")
     (tmp_path / "runs/smoke/session9").mkdir(parents=True)
-    shown, _ = start(tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter")).communicate()
-    assert shown.startswith(f"{sys.executable}\n")
+    output, _ = start(tmp_path, JUPYTER_PATH=str(tmp_path / "jupyter")).communicate()
+    assert output.startswith(f"{sys.executable}\n")
 
 
 def test_terminal_without_unicode(tmp_path):
     write(tmp_path, "print('→')")
     (tmp_path / "runs/smoke/session9").mkdir(parents=True)
-    shown, _ = start(tmp_path, PYTHONIOENCODING="latin-1").communicate()
-    assert shown.startswith("\\u2192\n")
+    output, _ = start(tmp_path, PYTHONIOENCODING="latin-1").communicate()
+    assert output.startswith("\\u2192\n")
 
 
 @pytest.fixture
@@ -146,3 +147,49 @@ def test_closed_pipe_stops_the_notebook_silently(tmp_path):
         run.stdout.close()
         assert run.stderr.read() == ""
         assert run.wait() == 1
+
+
+def broken_kernel(folder, source: str) -> subprocess.Popen:
+    """A run whose kernel is this program."""
+    (folder / "broken").mkdir()
+    (folder / "broken/ipykernel_launcher.py").write_text(source)
+    write(folder, "a = 1")
+    return start(folder, PYTHONPATH=os.pathsep.join([str(ROOT), str(folder / "broken")]))
+
+
+def test_kernel_that_dies_at_its_start_is_one_line(tmp_path):
+    with broken_kernel(tmp_path, "import no_such_package") as run:
+        error = run.stderr.read().strip()
+    assert run.returncode == 1
+    assert "\n" not in error
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in error
+    assert "unset PYTHONPATH" in error
+
+
+def test_kernel_that_dies_without_a_word_is_one_line(tmp_path):
+    with broken_kernel(tmp_path, "raise SystemExit(1)") as run:
+        error = run.stderr.read().strip()
+    assert run.returncode == 1
+    assert "\n" not in error
+    assert "kernel does not start" in error
+
+
+def test_signal_while_the_kernel_starts_is_one_line(tmp_path):
+    source = "import time; print('started', flush=True); time.sleep(600)"
+    with broken_kernel(tmp_path, source) as run:
+        run.stdout.readline()
+        run.send_signal(signal.SIGINT)
+        assert_stopped(run, tmp_path)
+
+
+def test_kernel_has_ten_minutes_to_start(run, monkeypatch):
+    timeouts = []
+    wait = AsyncKernelClient.wait_for_ready
+
+    async def wait_for_ready(client, timeout=None):
+        timeouts.append(timeout)
+        await wait(client, timeout)
+
+    monkeypatch.setattr(AsyncKernelClient, "wait_for_ready", wait_for_ready)
+    run("a = 1")
+    assert timeouts == [600]

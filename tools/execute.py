@@ -2,8 +2,11 @@
 
 import argparse
 import asyncio
+import atexit
+import logging
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -12,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from utils.errors import one_line_errors
+from utils.errors import UserError, one_line_errors
 from utils.files import replace_file
 from utils.settings import run_folder
 
@@ -51,27 +54,40 @@ def execute(notebook: Path) -> nbformat.NotebookNode:
     """Run ``notebook`` with this Python in the current folder and return it with its outputs.
 
     Of each progress bar, only the last state is kept, of a cleared bar nothing. Standard error is
-    shown, but not kept.
+    shown, but not kept. Raises UserError: the kernel does not start.
     """
     content = nbformat.read(notebook, as_version=4)
     options: dict = {
         "timeout": None,
+        "startup_timeout": 600,  # a busy machine or a network drive takes minutes
         "kernel_name": "python3",
         "record_timing": False,
         "shutdown_kernel": "immediate",
     }
     quiet = ["--IPKernelApp.log_level=40"]  # errors only, no warnings about sockets
     client = EchoingClient(content, extra_arguments=quiet, **options)
+    client.log.setLevel(logging.CRITICAL)  # its errors are raised, too
     client.on_notebook_start = client.stop_on_signals
-    try:
-        client.execute()
-    except (DeadKernelError, KeyboardInterrupt) as error:  # raised when a cell is canceled
-        raise (client.unwritable or error) from None
+    with tempfile.TemporaryFile("w+", errors="replace") as errors_of_start:
+        try:
+            client.execute(stderr=errors_of_start)
+        except (DeadKernelError, KeyboardInterrupt) as error:  # raised when a cell is canceled
+            raise (client.unwritable or error) from None
+        except asyncio.CancelledError:  # raised when the kernel's start is canceled
+            raise KeyboardInterrupt from None
+        except RuntimeError as error:  # nbclient's, about a kernel that does not start
+            atexit.unregister(client._cleanup_kernel)  # nbclient has done this, and would fail
+            errors_of_start.seek(0)
+            lines = errors_of_start.read().strip().splitlines()
+            raise UserError(
+                f"the notebook's kernel does not start ({lines[-1] if lines else error}): "
+                "unset PYTHONPATH and PYTHONHOME, or install everything anew with `make clean test`"
+            ) from error
     content, _ = CoalesceStreamsPreprocessor().preprocess(content, {})
     for cell in content.cells:
         if cell.cell_type == "code":
-            shown = [output for output in cell.outputs if output.get("name") != "stderr"]
-            cell.outputs = [output for output in shown if output.get("text", "-").strip()]
+            outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in outputs if output.get("text", "-").strip()]
     return content
 
 
@@ -90,8 +106,8 @@ def main() -> None:
         except CellExecutionError as error:
             sys.exit(f"\n{notebook} stopped: {error.ename}: {error.evalue}")
         except (DeadKernelError, KeyboardInterrupt):  # the former when a cell is canceled
-            kept = "All finished epochs are saved: run the same command again to resume."
-            sys.exit(f"\n{notebook} was stopped, by you or because memory ran out. {kept}")
+            remedy = "All finished epochs are saved: run the same command again to resume."
+            sys.exit(f"\n{notebook} was stopped, by you or because memory ran out. {remedy}")
 
 
 if __name__ == "__main__":
