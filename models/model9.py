@@ -12,8 +12,8 @@ HEAD = 8  # width of K, Q and V inside a block
 def conv_bn_relu(channels_in: int, channels_out: int) -> list[nn.Module]:
     """3×3 convolution with padding 1 (same size) → BatchNorm → ReLU → Dropout(0).
 
-    The network underfits, so nothing is dropped. The layer stays, because it counts in the names of
-    published weights.
+    The network underfits, so nothing is dropped. The layer stays: it takes an index in the
+    Sequential, and the names of the published weights contain these indices.
     """
     return [
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
@@ -101,8 +101,8 @@ class TransformerModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(images)  # (B, 48)
-        # Attention weights differ by a few percent, but bfloat16 has only three digits. Full
-        # precision from here on costs nothing, with 48 features per image.
+        # Attention weights differ by a few percent, and bfloat16 would round each by up to 0.4%.
+        # Full precision from here on costs nothing, with 48 features per image.
         with torch.autocast(x.device.type, enabled=False):
             x = self.ultimus_blocks(x.to(self.final_fc.weight.dtype))  # (B, 48)
             return self.final_fc(x)  # (B, 10)
@@ -134,28 +134,28 @@ def cosine_filters(conv: nn.Module) -> None:
 
 @torch.no_grad()
 def near_isometry(blocks: nn.Sequential) -> None:
-    """Initialize the blocks as near-isometries: they rotate their input and hardly rescale it.
+    """Initialize the blocks so that each passes seven directions of its input on unattenuated.
 
     Why this is needed. With PyTorch's default initialization, QᵀK is small, so every row of
     softmax(QᵀK) is close to (1/8, …, 1/8). Then all eight entries of Z = V·AM are nearly equal, and
     ``fc_out`` can only write one of 48 directions. After four blocks, all images of a batch look
     the same, and the accuracy stays at 10% for a long time.
 
-    How it works. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1) for every image. For
-    small k, row i of the softmax is softmax_j(±k_j) ≈ (1 ± (k_j − k̄))/8, where k̄ is the mean of
-    k. The bias of ``fc_v`` gives v the same signs. The constant parts of the rows cancel, because
-    there are as many + as −, and the rest adds up to
+    How it works. ``fc_k`` reads eight orthonormal directions of X, r = (r_1, …, r_8), and makes
+    k = 3r. The bias of ``fc_q`` makes q = (1, 1, 1, 1, −1, −1, −1, −1)/3 for every image. So row i
+    of the softmax is softmax_j(±r_j) ≈ (1 ± (r_j − r̄))/8 for small r, where r̄ is the mean of r.
+    The bias of ``fc_v`` makes v = (1, 1, 1, 1, −1, −1, −1, −1). The constant parts of the rows
+    cancel, because there are as many + as −, and the rest adds up to
 
-        Z_j = Σ_i v_i AM_ij ≈ (k_j − k̄)/√8.
+        Z_j = Σ_i v_i AM_ij ≈ (r_j − r̄)/√8.
 
-    So Z is k without its mean: seven of eight directions survive. ``fc_k`` reads eight orthonormal
-    directions of X, ``fc_out`` writes eight orthonormal directions times √8, and the ``fc_k`` of
-    the next block reads exactly the directions that were written. Small random weights in Q and V
-    (0.3 times PyTorch's) let the attention differ between images from the start.
+    Z is r without its mean: seven of the eight directions survive. ``fc_out`` writes eight
+    orthonormal directions times √8, and the ``fc_k`` of the next block reads exactly those. Small
+    random weights in Q and V (0.3 times PyTorch's) let the attention differ between images from
+    the start.
 
-    Only the product of q and k matters, so K's weights are three times and Q's biases a third of
-    this. Adam changes every weight by about the learning rate in a step, so larger weights in K
-    turn more slowly.
+    Why 3 and 1/3. Only the product of q and k matters. Adam changes every weight by about the
+    learning rate in a step, so a step rotates the directions of larger weights by less.
     """
     signs = torch.tensor([1.0] * (HEAD // 2) + [-1.0] * (HEAD // 2))
     read = nn.init.orthogonal_(torch.empty(HEAD, DIM))  # orthonormal rows

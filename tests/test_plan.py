@@ -205,6 +205,12 @@ def test_optimizer_has_no_learning_rate_because_the_schedule_sets_it(model):
     assert describe_optimizer(optimizer) == before
 
 
+def test_step_in_the_opposite_direction_is_another_one(model):
+    one = torch.optim.Adam(model.parameters())
+    other = torch.optim.Adam(model.parameters(), maximize=True)
+    assert describe_optimizer(one) != describe_optimizer(other)
+
+
 def test_how_the_device_computes_is_no_setting(model):
     one = torch.optim.Adam(model.parameters(), foreach=True)
     other = torch.optim.Adam(model.parameters(), fused=True)

@@ -189,6 +189,21 @@ def test_file_that_has_changed_after_its_import(write_module, tmp_path, source):
         code_digest(make)
 
 
+@pytest.mark.parametrize("assignment", ["SCALE = 2.0", "SCALE: float = 2.0"])
+def test_constant_that_has_changed_after_its_import(write_module, tmp_path, assignment):
+    make = write_module("edited").make
+    (tmp_path / "edited.py").write_text(changed("SCALE = 0.5", assignment))
+    with pytest.raises(
+        TrainingError, match=r"^edited\.py says SCALE = 2\.0, .* restart the kernel"
+    ):
+        code_digest(make)
+
+
+def test_constant_that_is_assigned_twice_has_its_last_value(write_module):
+    module = write_module("edited", changed("SCALE = 0.5", "SCALE = 2.0\nSCALE = 0.5"))
+    assert "SCALE = 0.5" in source_text(module.make)
+
+
 def test_functions_of_one_name_in_a_file_are_unchanged(write_module):
     module = write_module("lambdas", "first = lambda x: x + 1\nsecond = lambda x: x + 2\n")
     check_unchanged(module.first)

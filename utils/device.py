@@ -59,8 +59,9 @@ def computes_bfloat16() -> bool:
 
 
 def fast_precision(device: torch.device) -> str:
-    """The precision that trains fast on ``device``: a rule, so that a command has one precision.
+    """The precision that trains fast on ``device``.
 
+    It is a rule, not a measurement, so that the same command computes the same every time.
     GPU: bfloat16 if it computes in it, else float16. CPU: bfloat16 with AMX; with AVX512-BF16 only
     on AMD, because Intel's CPUs without AMX take longer in bfloat16 than in float32. All other CPUs
     would emulate it: float32.
@@ -146,8 +147,8 @@ def cpu_field(name: str) -> str:
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next step.
 
-    By default, glibc returns large blocks to the system, which zeroes them for the next step: a
-    fifth of a step's time.
+    By default, glibc returns large blocks to the system, which fills them with zeros for the next
+    step.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # mallopt's names for them, from malloc.h

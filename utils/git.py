@@ -95,7 +95,7 @@ def name_on_github(address: str) -> str:
     return match["name"] if match else ""
 
 
-def plain(address: str) -> str:
+def without_credentials(address: str) -> str:
     """The address to clone, without credentials; with https, which browsers open, for GitHub."""
     name = name_on_github(address)
     if name:
@@ -114,7 +114,7 @@ def origin() -> str:
         raise NoRepository(
             f'the git repository has no remote named "origin": run `git remote add {example}`.'
         )
-    address = plain(git("remote", "get-url", "origin"))
+    address = without_credentials(git("remote", "get-url", "origin"))
     if ":" not in address:
         raise NoRepository(
             'the remote "origin" is a folder, which others cannot open: '
@@ -137,7 +137,7 @@ def page(address: str) -> str:
     "" stands for the remote "origin"; another repository's address is returned as it is.
     Raises GitError: the address is "", and git knows none.
     """
-    if address and plain(address) != repository():
+    if address and without_credentials(address) != repository():
         return address
     address = origin()
     if folder() and name_on_github(address):

@@ -18,16 +18,16 @@ class GraphedFunction:
     """Calls a function; on a CUDA GPU, records its kernels at the first call and replays them.
 
     The kernels of a small network take less time than Python needs to launch them, one after the
-    other. A CUDA graph launches all of them with one call. A replay computes what the function
-    would: from other inputs, with new random numbers, it updates the buffers of ``model`` and sets
-    the gradients of its parameters. Only the shapes are fixed: an epoch's last, smaller batch goes
-    to the function itself, as does everything on other devices and in inference mode. If a
-    recording fails, a line says so, and all calls go to the functions.
+    other. A CUDA graph launches all of them with one call. A replay does what the function would do
+    with the new inputs: it draws new random numbers, updates the buffers of ``model`` and sets the
+    gradients of its parameters. Only the shapes are fixed: an epoch's last, smaller batch calls the
+    function itself, as does everything on other devices and in inference mode. If a recording
+    fails, a line says so, and all calls are calls of the functions.
 
     Source: https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs/
     """
 
-    # For all of them: a failed recording leaves the random state of the others behind.
+    # Shared by all instances: after one recording has failed, none is tried.
     recording_works = True
 
     def __init__(self, function: Callable[..., Tensors], model: nn.Module | None = None) -> None:
@@ -75,7 +75,8 @@ class GraphedFunction:
         try:
             self.replay, (self.outputs, self.gradients) = capture(work, device)
         except Exception as error:
-            cause = error.__context__ or error  # not the end of the recording, which fails in turn
+            # The first error: leaving a recording that has failed raises a second one.
+            cause = error.__context__ or error
             reason, _, _ = f"{type(cause).__name__}: {cause}".partition("\n")
             print(
                 f"CUDA graphs do not work here ({reason}): "

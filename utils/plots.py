@@ -36,8 +36,8 @@ def style() -> Iterator[None]:
         yield
 
 
-def plain(text: str) -> str:
-    """``text`` as it is: between two dollar signs, matplotlib reads mathematics."""
+def escaped(text: str) -> str:
+    """``text`` escaped: between two dollar signs, matplotlib reads mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -52,7 +52,7 @@ def figure(
         rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=150
     )
     plt.close(fig)
-    fig.suptitle(plain(title))
+    fig.suptitle(escaped(title))
     return fig, list(axes.flat)
 
 
@@ -75,7 +75,7 @@ def gallery(
         ax.axis("off")
     for ax, image, text in zip(axes, images, titles, strict=False):  # some axes may stay empty
         ax.imshow(image.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
-        ax.set_title(plain(text), fontsize=8)
+        ax.set_title(escaped(text), fontsize=8)
     return fig
 
 
@@ -232,7 +232,7 @@ def confusion_matrix(predictions: Predictions, data: ImageData) -> Figure:
 
     logits, labels = predictions
     fig, (ax,) = figure(1, 1, (8, 7), f"Confusion matrix of the test images · {data.name}")
-    names = [plain(name) for name in data.classes]
+    names = [escaped(name) for name in data.classes]
     counts = metrics.confusion_matrix(
         labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), labels=range(len(names))
     )
@@ -285,14 +285,14 @@ def attention_maps(
     maps = explain.attention_maps(model, network_inputs(model, data, chosen))  # (count, 4, 8, 8)
     title = f"Attention matrix AM of each block · {data.name}"
     fig, axes = figure(count, 5, (9, 0.6 + 1.9 * count), title)
-    # Uniform attention is 0.04: dark in this scale, but not black.
+    # The square root of the scale shows differences among the small values.
     shades = PowerNorm(0.5, vmin=0, vmax=float(maps.max()))
     titles = predicted_and_true(predictions, data, chosen)
     drawn: Any = None
     for i, (image, text) in enumerate(zip(data.test_images[chosen], titles, strict=True)):
         first, *others = axes[5 * i : 5 * i + 5]
         first.imshow(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-        first.set_title(plain(text), fontsize=8)
+        first.set_title(escaped(text), fontsize=8)
         first.axis("off")
         for block, ax in enumerate(others):
             drawn = ax.imshow(maps[i, block].numpy(), norm=shades, cmap="magma")

@@ -43,7 +43,7 @@ class Recipe:
     start_div: float = 10.0  # the learning rate starts at max LR / start_div …
     end_div: float = 10_000.0  # … and ends at max LR / end_div
     seed: int = 0
-    # These change the training time, not what is learned:
+    # How it is computed. Both change the time, and the last digits of the results.
     compile: bool = False
     precision: str = "auto"  # "float32", "bfloat16", "float16", or "auto"
 
@@ -75,7 +75,7 @@ class Recipe:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
 
     def replace(self, **changes) -> "Recipe":
-        """The recipe with some other values. If only ``epochs`` changes, the peak moves along.
+        """The recipe with some other values. Without a ``top_epoch``, it moves with ``epochs``.
 
         Raises TrainingError: a name is misspelled, or a value is out of its range.
         """
@@ -90,9 +90,9 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def for_images(self, count: int) -> "Recipe":
-        """The recipe for ``count`` training images: small sets get smaller batches, 20 or more.
+        """The recipe for ``count`` training images: an epoch has at least 20 batches.
 
-        CIFAR-10's 50,000 images leave the recipe as it is.
+        So small sets are trained in smaller batches. CIFAR-10 leaves the recipe as it is.
         """
         return self.replace(batch_size=max(1, min(self.batch_size, count // 20)))
 
@@ -158,5 +158,5 @@ SESSION7 = Recipe(
     cutout=16,
     weight_decay=5e-4,
     label_smoothing=0.1,
-    compile=True,  # 8% less time on a CPU with fast bfloat16
+    compile=True,  # less time on a CPU with fast bfloat16
 )

@@ -57,8 +57,8 @@ def find_lr(
 ) -> LRSearch:
     """LR range test: raise the learning rate from 1e-5 to 10 and see where the loss rises again.
 
-    It uses plain cross-entropy and does not clip gradients, whatever the training does: its
-    thresholds were tuned that way. Weights, optimizer, random state and mode are restored
+    It uses plain cross-entropy and does not clip gradients, whatever the training does: the rules
+    of ``judge`` were tuned that way. Weights, optimizer, random state and mode are restored
     afterwards. TrainingError: the loss became infinite too early to judge.
     """
     lrs, losses = range_test(model, optimizer, loader, precision, steps)
@@ -115,8 +115,8 @@ def judge(lrs: list[float], losses: list[float], steps: int, share: float) -> LR
     """The max LR that follows from the losses of a range test of ``steps`` steps.
 
     A third of the learning rate at which the loss is back at its start, times ``share``; if it
-    never rises again, the learning rate at which it stops falling. Losses after one that is not
-    finite do not count. TrainingError: that came too early.
+    never rises again, the learning rate at which it stops falling. Losses after the first one that
+    is not finite do not count. TrainingError: too few losses count.
     """
     not_finite = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
     count = not_finite[0] if not_finite else len(losses)
@@ -177,7 +177,10 @@ def find_divergence(lrs: list[float], losses: list[float]) -> float:
 
 
 def find_plateau(lrs: list[float], losses: list[float]) -> float:
-    """The LR at which the loss has made nine tenths of its fall; noise decides its minimum."""
+    """The LR at which the loss has made nine tenths of its fall.
+
+    Its minimum would be a matter of chance: on a plateau, noise decides where it is.
+    """
     lowest = min(losses)
     fall = max(0.0, starting_loss(losses) - lowest)  # negative by rounding if all are equal
     return next(lr for lr, loss in zip(lrs, losses, strict=True) if loss <= lowest + 0.1 * fall)
@@ -189,8 +192,9 @@ def one_cycle(
     """Linear one-cycle policy, to be stepped after every batch.
 
     The learning rate rises from ``max_lr / recipe.start_div`` to ``max_lr``, which the last batch
-    of epoch ``recipe.top_epoch`` uses, and falls to ``max_lr / recipe.end_div``. A parameter group
-    with an ``lr_factor`` has that multiple of it. TrainingError: ``max_lr`` is out of range.
+    of epoch ``recipe.top_epoch`` uses. It then falls to ``max_lr / recipe.end_div``, which the step
+    after the last one would use. A parameter group with an ``lr_factor`` has that multiple of it.
+    TrainingError: ``max_lr`` is out of range.
 
     Source: Smith & Topin, https://arxiv.org/abs/1708.07120
     """

@@ -54,6 +54,7 @@ def add_pieces(thing: Any, pieces: dict[str, str], visited: set[int]) -> None:
     for name in global_names(compile(source, "<source>", "exec", dont_inherit=True)):
         value = getattr(module, name, None)
         if value is not None and is_plain(value):
+            check_constant(thing, name, value)
             pieces.setdefault(name, f"{name} = {value!r}\n")
             continue
         used = inspect.unwrap(value) if callable(value) else value
@@ -186,7 +187,7 @@ def digest_of(pieces: dict[str, str], thing: Any) -> str:
         digest.update(ast.dump(without_docstrings(ast.parse(source))).encode())
     if not pieces:
         for function in functions_of(underlying(thing)):
-            digest.update(repr(what_it_does(function.__code__)).encode())
+            digest.update(repr(instructions_of(function.__code__)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -206,15 +207,44 @@ def check_unchanged(thing: Any) -> None:
     Python trains what it has imported, whatever the file says now.
     """
     functions = functions_of(thing)
-    files = {function.__code__.co_filename for function in functions}
-    for path in map(Path, files):
-        if not path.is_file() or is_library(path):
-            continue
+    for path in own_files(functions):
         if not is_as_imported(thing, functions, path):
+            raise changed(path)
+
+
+def check_constant(thing: Any, name: str, value: object) -> None:
+    """Raise TrainingError if the file of ``thing`` gives the constant ``name`` another value."""
+    for path in own_files(functions_of(thing)):
+        assigned = assigned_value(text_of_file(str(path)), name)
+        if assigned is not None and differs(assigned, value):
             raise TrainingError(
-                f"{path.name} has changed since it was imported: restart the kernel, "
-                "then run all cells, so that the new code trains."
+                f"{path.name} says {name} = {ast.unparse(assigned)}, but it was imported as "
+                f"{value!r}: restart the kernel, then run all cells, so that the new value counts."
             )
+
+
+def assigned_value(text: str, name: str) -> ast.expr | None:
+    """What the last assignment outside of functions and classes assigns to ``name``."""
+    value = None
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(part) for part in node.targets] == [name]:
+            value = node.value
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            value = node.value
+    return value
+
+
+def own_files(functions: list[FunctionType]) -> list[Path]:
+    """The files that define some functions, without those of libraries and a notebook's cells."""
+    paths = {Path(function.__code__.co_filename) for function in functions}
+    return [path for path in paths if path.is_file() and not is_library(path)]
+
+
+def changed(path: Path) -> TrainingError:
+    return TrainingError(
+        f"{path.name} has changed since it was imported: restart the kernel, "
+        "then run all cells, so that the new code trains."
+    )
 
 
 def is_library(path: Path) -> bool:
@@ -230,10 +260,10 @@ def is_as_imported(thing: Any, functions: list[FunctionType], path: Path) -> boo
         file = compile(text, str(path), "exec", dont_inherit=True)
     except (SyntaxError, ValueError):
         return False
-    now = [(code.co_qualname, what_it_does(code)) for code in nested_codes(file)]
+    now = [(code.co_qualname, instructions_of(code)) for code in nested_codes(file)]
     for function in functions:
         code = function.__code__
-        if code.co_filename == str(path) and (code.co_qualname, what_it_does(code)) not in now:
+        if code.co_filename == str(path) and (code.co_qualname, instructions_of(code)) not in now:
             return False
     node = definition_in(text, thing.__qualname__)
     return node is None or has_same_values(thing, node)
@@ -281,13 +311,13 @@ def functions_of(thing: Any) -> list[FunctionType]:
     return [function for function in functions if isinstance(function, FunctionType)]
 
 
-def what_it_does(code: CodeType) -> list[tuple[str, object]]:
+def instructions_of(code: CodeType) -> list[tuple[str, object]]:
     """The instructions of compiled code with their values, without line numbers and docstring."""
     steps: list[tuple[str, object]] = []
     for instruction in dis.get_instructions(code):
         value = instruction.argval
         if isinstance(value, CodeType):
-            steps.append((instruction.opname, repr(what_it_does(value))))
+            steps.append((instruction.opname, repr(instructions_of(value))))
         else:
             steps.append((instruction.opname, repr(value)))
     return steps

@@ -128,7 +128,7 @@ def train(step: TrainingStep, loader: DataLoader, epoch: int) -> "EpochMeter":
             lr = step.lr
             loss, hits = step(images.to(step.device), labels.to(step.device))
             meter.update(loss, hits, len(labels), lr)
-    print(meter.line, flush=True)  # the log contains exactly this line
+    print(meter.line, flush=True)  # made when the bar was closed; the log contains it, too
     return meter
 
 
@@ -191,7 +191,7 @@ class EpochMeter:
 
 @torch.no_grad()
 def refresh_batchnorm(model: nn.Module, loader: DataLoader, precision: str = "float32") -> None:
-    """Recompute BatchNorm's statistics from a tenth of the training images, or ten batches.
+    """Recompute BatchNorm's statistics from a tenth of the training images, at least ten batches.
 
     The running averages lag behind weights that change fast, which lowers the test accuracy in the
     middle of a run. Training is not affected: it uses the statistics of each batch, no weight
@@ -210,7 +210,8 @@ def refresh_batchnorm(model: nn.Module, loader: DataLoader, precision: str = "fl
             for images, _ in some_batches(loader):
                 seen += len(images)
                 for norm in norms:
-                    # The mean over all images. (PyTorch's update_bn would wait for a GPU.)
+                    # With this batch's share of all images so far, the running averages are the
+                    # means over all of them. (PyTorch's update_bn would wait for a GPU.)
                     norm.momentum = len(images) / seen
                 with autocast(device, precision):
                     model(images.to(device))
@@ -220,7 +221,7 @@ def refresh_batchnorm(model: nn.Module, loader: DataLoader, precision: str = "fl
 
 
 def some_batches(loader: DataLoader) -> DataLoader:
-    """A random tenth of a loader's images, or ten batches of them."""
+    """A random tenth of a loader's images, and at least ten batches of them."""
     batch_size = loader.batch_size or 1
     images_in_all = len(loader.dataset)  # type: ignore[arg-type]  # PyTorch's types lack __len__
     count = max(images_in_all // 10, 10 * batch_size)

@@ -19,7 +19,7 @@ from utils.device import memory_format
 
 @cache
 def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """``(C, 1, 1)`` on ``device``, made once: each copy to a GPU would wait for all its work."""
+    """``(C, 1, 1)`` on ``device``, made once: a copy to a GPU waits until its work is done."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
@@ -33,11 +33,11 @@ class RandomCrop:
 
     size: int
     padding: int  # in pixels; less than the image's side
-    padding_mode: str = field(default="reflect", init=False)
+    padding_mode: str = field(default="reflect", init=False)  # the only one; for the printed text
 
     def __call__(self, images: Tensor) -> Tensor:
-        places = images.shape[-1] + 2 * self.padding - self.size + 1
-        top, left = torch.randint(places, (2, len(images)), device=images.device)
+        positions = images.shape[-1] + 2 * self.padding - self.size + 1  # in each direction
+        top, left = torch.randint(positions, (2, len(images)), device=images.device)
         return self.apply(images, top, left)
 
     def apply(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
@@ -50,13 +50,13 @@ class RandomCrop:
         return crops.permute(0, 3, 1, 2)  # (B, C, size, size), channels-last in memory
 
 
-def reflect(places: Tensor, side: int) -> Tensor:
+def reflect(indices: Tensor, side: int) -> Tensor:
     """Indices outside 0 … ``side`` − 1, reflected at the first or the last one.
 
     −1 → 1, and ``side`` → ``side`` − 2.
     """
     last = side - 1
-    return last - (last - places.abs()).abs()
+    return last - (last - indices.abs()).abs()
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class RandomHorizontalFlip:
 class CutOut:
     """Cover a square of ``size`` × ``size`` pixels in each image with ``fill``.
 
-    Its center is a random pixel. As in the paper, part of the square may lie outside the image: a
-    square of 16 hides the center of a 32×32 image one time in four, not seven times in eight. It
-    has the data set's mean color: about 0 after Normalize.
+    Its center is a random pixel. As in the paper, part of the square may lie outside the image.
+    (Always inside, a square of 16 would hide the center of nearly every 32×32 image.) It has the
+    data set's mean color: about 0 after Normalize.
 
     Source: DeVries & Taylor, https://arxiv.org/abs/1708.04552
     """

@@ -28,10 +28,10 @@ from utils.source import (
 
 Plan = dict[str, dict[str, Any]]
 
-# What an optimizer's group holds besides its settings: the weights, what the schedule sets, and how
-# PyTorch computes the step on this device.
+# What an optimizer's group holds besides its settings: the weights, what the schedule sets, and by
+# which kernels PyTorch computes the step.
 NO_SETTINGS = ("params", "lr", "initial_lr", "max_lr", "min_lr")
-HOW_COMPUTED = ("fused", "foreach", "capturable", "differentiable", "maximize")
+HOW_COMPUTED = ("fused", "foreach", "capturable", "differentiable")
 
 # What a schedule holds besides its settings: its optimizer, its rates once more, and its progress.
 PROGRESS = (
@@ -54,7 +54,7 @@ class NetworkInfo:
     arguments: dict[str, Any] | None  # None: some of them are no plain values
     described_arguments: Any  # as in the plan, also those that are no plain values
     source: str
-    code: str  # a digest of what the source does
+    code_digest: str  # of what the source does
 
     @classmethod
     def of(cls, network: Callable[[], nn.Module]) -> "NetworkInfo":
@@ -112,7 +112,7 @@ def plan_of_search(
         "network": {
             "class": network.name,
             "arguments": network.described_arguments,
-            "code": network.code,
+            "code": network.code_digest,
         },
         "optimizer": describe_optimizer(optimizer),
         "transform": describe_object(transform),
@@ -126,12 +126,12 @@ def plan_of_search(
 
 
 def plan_of_training(
-    before: Plan, criterion: Callable, scheduler: LRScheduler, recipe: Recipe
+    search_plan: Plan, criterion: Callable, scheduler: LRScheduler, recipe: Recipe
 ) -> Plan:
-    """What the whole training depends on; ``before`` is the plan of the LR range test."""
+    """What the whole training depends on, the LR range test included."""
     settings = dataclasses.asdict(recipe)
     settings.pop("compile")  # it changes nothing but the time
-    return before | {
+    return search_plan | {
         "criterion": describe_object(criterion),
         "schedule": describe_schedule(scheduler),
         "recipe": settings,

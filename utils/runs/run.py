@@ -75,7 +75,7 @@ class Run:
         self.compiles = recipe.compile
         self.model: nn.Module | None = None
         self.search: LRSearch | None = None
-        self.search_file: bytes | None = None
+        self.search_json: bytes | None = None
         self.history = History()
         self.optimizers_at_start: WeakKeyDictionary[Optimizer, tuple] = WeakKeyDictionary()
         self.schedules_at_start: WeakKeyDictionary[LRScheduler, tuple] = WeakKeyDictionary()
@@ -86,7 +86,8 @@ class Run:
     def open(cls, name: str, recipe: Recipe, data: ImageData, cpu: bool = False) -> "Run":
         """Choose the device, adapt the recipe to the number of images, and lock the run's folder.
 
-        Nothing is moved or written. Raises FileError: another process uses the folder.
+        No file of an earlier run is moved or changed. Raises FileError: another process uses the
+        folder.
         """
         recipe = recipe.for_images(len(data.train_labels))
         if smoke():
@@ -112,7 +113,7 @@ class Run:
         self.random_at_start = random_state(self.device)
         self.folder.wait_for_start()
         self.search = None
-        self.search_file = None
+        self.search_json = None
         self.forget_results()
         return model
 
@@ -136,8 +137,8 @@ class Run:
             self.search = schedule.find_lr(model, optimizer, train_loader, self.precision, steps)
             self.forget_results()
         content = {"plan": plan, "search": asdict(self.search)}
-        self.search_file = json.dumps(content).encode()
-        self.folder.write("lr_finder.json", self.search_file)
+        self.search_json = json.dumps(content).encode()
+        self.folder.write("lr_finder.json", self.search_json)
         return self.search
 
     def read_search(self, plan: dict) -> LRSearch | None:
@@ -161,9 +162,9 @@ class Run:
     ) -> History:
         """Train; after each epoch the folder holds the log, the history and a checkpoint.
 
-        A run that resumes ends exactly as if it had never been interrupted. It resumes if
-        everything that the training depends on is the same; any other run in the folder is moved
-        aside, with a line that says what differs.
+        An unfinished run with the same plan resumes: on the same machine, it ends exactly as if it
+        had never been interrupted. Any other run in the folder is moved aside, with a line that
+        says what differs.
         """
         self.check_network(model)
         self.check_optimizer(optimizer)
@@ -173,8 +174,8 @@ class Run:
         self.rewind(optimizer, scheduler)
         self.forget_results()
         self.test_loader = test_loader
-        before = plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
-        self.folder.start(plan_of_training(before, criterion, scheduler, self.recipe))
+        search_plan = plan_of_search(self.network, optimizer, self.recipe, self.data, train_loader)
+        self.folder.start(plan_of_training(search_plan, criterion, scheduler, self.recipe))
         saved = load_checkpoint(self.folder)
         saved_precision = saved.get("precision") if saved else None
         self.precision = choose_precision(self.recipe.precision, saved_precision, self.device)
@@ -182,8 +183,9 @@ class Run:
             model, criterion, optimizer, scheduler, self.precision, self.recipe.max_grad_norm
         )
         try:
-            # Only now: the weights of an unfinished epoch are nobody's result.
-            self.history = self.train(step, train_loader, test_loader, saved)
+            # Until this returns, there is no history, so that no picture shows a network that is
+            # trained by half.
+            self.history = self.train_from(saved, step, train_loader, test_loader)
         except Exception as error:
             if not (self.compiles and is_of_the_compiler(error)):
                 raise
@@ -192,23 +194,23 @@ class Run:
             # Once more, from the last complete epoch.
             return self.fit(model, criterion, optimizer, scheduler, train_loader, test_loader)
         finally:
-            # The next schedule finds the learning rates of the optimizer, not of this schedule.
+            # Undo what the schedule has written into the optimizer: another one may come.
             _, settings = self.optimizers_at_start[optimizer]
             restore_group_settings(optimizer, copy.deepcopy(settings))
         return self.history
 
-    def train(
+    def train_from(
         self,
+        saved: dict | None,
         step: TrainingStep,
         train_loader: DataLoader,
         test_loader: DataLoader,
-        saved: dict | None,
     ) -> History:
         """Train from the checkpoint ``saved``, or from the start; save the trained weights."""
         recipe = self.recipe
         self.folder.write("network.py", self.network.source.encode())
-        if self.search_file is not None:  # an earlier run has taken its copy along
-            self.folder.write("lr_finder.json", self.search_file)
+        if self.search_json is not None:  # if a run was moved aside, its file went with it
+            self.folder.write("lr_finder.json", self.search_json)
         print(
             f"{self.network.title} on {self.data.name}, {recipe.epochs} epochs, "
             f"seed {recipe.seed}, {hardware_of(self.device, self.precision)}",
