@@ -6,8 +6,11 @@ Damaged, foreign and malicious files give one line and stay as they are.
 import os
 import pickle
 import resource
-import zipfile
+from collections import Counter, namedtuple
 from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum, IntEnum
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +37,6 @@ class Evil:
 def cut_off(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def a_picture(path: Path) -> None:
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-
-
-def another_archive(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("notes/today.txt", "nothing")
 
 
 def malicious(path: Path) -> None:
@@ -87,18 +77,15 @@ def absent(path: Path) -> None:
 TRUNCATED = "is damaged or truncated: download it again, or move it away and train again"
 NO_WEIGHTS = "is not a weights file: give the weights.pt of a run"
 OTHER_WEIGHTS = "does not hold weights of this network: give the weights.pt of a finished run"
-RUNS_CODE = "contains objects that could run code, so it was not loaded"
+RUNS_CODE = "contains objects that could run code, such as a whole model, so it was not loaded"
 
 DAMAGES = [
     (cut_off, TRUNCATED),
-    (empty, TRUNCATED),
-    (a_picture, NO_WEIGHTS),
-    (another_archive, TRUNCATED),
     (malicious, RUNS_CODE),
-    (malicious_in_the_old_form, NO_WEIGHTS),
+    (malicious_in_the_old_form, "is a pickle, which could run code, so it was not loaded"),
     (a_list, NO_WEIGHTS),
     (a_folder, "cannot be read (Is a directory): give the weights.pt"),
-    (of_no_session, "contains no trained network: give the weights.pt of a finished run"),
+    (of_no_session, "names no network, as a bare state_dict does not: give the weights.pt"),
     (without_a_network, OTHER_WEIGHTS),
     (of_another_session, OTHER_WEIGHTS),
     (absent, "cannot be read (No such file or directory): give the weights.pt"),
@@ -170,18 +157,103 @@ def test_optimizers_without_a_fused_form_are_restored(run_folder, optimizer):
     assert restored.optimizer.param_groups[0]["lr"] == 0.3
 
 
-def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
-    """Inside of dicts, lists and tuples; PyTorch would refuse to read them."""
-    content = {
-        "lr": np.float64(0.5),
-        "list": [np.int64(3)],
-        "tuple": (np.float32(0.25), {"deep": np.bool_(True)}),
-        np.str_("name"): "value",
-    }
+class Half(float):
+    """A number of somebody's own."""
+
+
+class Mode(Enum):
+    FAST = "fast"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+Pair = namedtuple("Pair", "first second")
+
+# Values as users have them, and what a file holds of them.
+SAVED = [
+    (np.float64(0.5), 0.5),
+    (np.float32(0.25), 0.25),
+    (np.longdouble(0.5), 0.5),
+    (np.int64(3), 3),
+    (np.bool_(True), True),
+    (np.array(0.5), 0.5),
+    (np.array([1, 2]), [1, 2]),
+    (np.str_("name"), "name"),
+    (Fraction(1, 4), 0.25),
+    (Decimal("0.5"), 0.5),
+    (Half(0.5), 0.5),
+    (Level.HIGH, 3),
+    (Mode.FAST, "fast"),
+    (Path("images"), "images"),
+    (Pair(1, np.int64(2)), (1, 2)),
+    (range(3), [0, 1, 2]),
+    (frozenset([1]), {1}),
+    (Counter([30, 60]), Counter([30, 60])),  # the milestones of MultiStepLR
+    ([np.int64(3), {"deep": np.float64(0.5)}], [3, {"deep": 0.5}]),
+    ({np.str_("name"): Fraction(1, 4)}, {"name": 0.25}),
+]
+
+
+@pytest.mark.parametrize("value, expected", SAVED, ids=[repr(value) for value, _ in SAVED])
+def test_values_are_saved_so_that_they_can_be_read(tmp_path, value, expected):
+    """PyTorch would take the objects for code, and refuse to read them."""
     path = tmp_path / "content.pt"
-    path.write_bytes(as_bytes(content))
-    expected = {"lr": 0.5, "list": [3], "tuple": (0.25, {"deep": True}), "name": "value"}
-    assert load_tensors(path) == expected
+    path.write_bytes(as_bytes({"value": value}))
+    saved = load_tensors(path)["value"]
+    assert saved == expected
+    assert type(saved) is type(expected)
+
+
+def test_tensors_of_one_number_stay_tensors(tmp_path):
+    path = tmp_path / "content.pt"
+    path.write_bytes(as_bytes({"lr": torch.tensor(0.5)}))
+    assert torch.equal(load_tensors(path)["lr"], torch.tensor(0.5))
+
+
+def test_object_that_could_not_be_read_again_is_not_saved():
+    with pytest.raises(FileError, match=r"^scheduler owner is a Evil, which a file of weights can"):
+        as_bytes({"scheduler": {"rates": [0.5], "owner": Evil()}})
+
+
+class OwnSchedule(torch.optim.lr_scheduler.LRScheduler):
+    """It holds a function and a class, as many do."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, half: Callable[[float], float]) -> None:
+        self.half = half
+        self.kind = Half
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [self.half(group["lr"]) for group in self.optimizer.param_groups]
+
+
+def test_schedule_that_holds_functions_is_restored(run_folder):
+    steps = []
+    for _ in range(2):
+        step = a_step(scale=2.0)
+        step.scheduler = OwnSchedule(step.optimizer, half=lambda lr: lr / 2)
+        steps.append(step)
+    saved, restored = steps
+    saved.optimizer.step()
+    saved.scheduler.step()
+    save_and_restore(run_folder, saved, restored)
+    assert restored.scheduler.last_epoch == 1
+    assert restored.scheduler.get_last_lr() == saved.scheduler.get_last_lr()
+    restored.scheduler.step()
+    assert restored.scheduler.get_last_lr() == [saved.scheduler.get_last_lr()[0] / 2]
+
+
+def test_milestones_are_restored_with_their_counts(run_folder):
+    steps = []
+    for _ in range(2):
+        step = a_step(scale=2.0)
+        step.scheduler = torch.optim.lr_scheduler.MultiStepLR(step.optimizer, [1, 2])
+        steps.append(step)
+    save_and_restore(run_folder, *steps)
+    assert steps[1].scheduler.milestones == Counter([1, 2])
+    assert isinstance(steps[1].scheduler.milestones, Counter)
 
 
 def test_full_disk_keeps_what_stood_there(tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import unicodedata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -152,6 +153,23 @@ def test_grayscale_of_16_bits_is_scaled(folder):
     assert np.array_equal(image, np.broadcast_to(levels // 256, (3, 32, 32)))
 
 
+def test_transparent_level_of_16_bits_is_shown_on_white(tmp_path):
+    levels = np.full((32, 32), 40_000, dtype=np.uint16)
+    levels[:16] = 123
+    Image.fromarray(levels).save(tmp_path / "image.png", transparency=123)
+    pixels = np.asarray(image_folder.read_rgb(tmp_path / "image.png"))
+    assert (pixels[:16] == 255).all()
+    assert (pixels[16:] == 40_000 // 256).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_32_bits_are_not_taken_for_black(folder, kind):
+    """Nobody knows which number is white."""
+    pixels = np.ones((32, 32), dtype=kind)
+    Image.fromarray(pixels).save(folder / "train/class0/9.tif")
+    assert "train/class0/9.tif is not a readable image: replace or remove it" in error_of(folder)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_are_shown_on_white(tmp_path, mode):
     image = picture(1, mode="L").convert("RGB")
@@ -209,6 +227,11 @@ def test_link_to_a_folder_elsewhere(folder):
         "train/.ipynb_checkpoints",
         "train/class0/.ipynb_checkpoints",
         "train/class0/__MACOSX",
+        "train/lost+found",
+        "test/@eaDir",
+        "train/class0/@eaDir/0.png",
+        "test/$RECYCLE.BIN",
+        "train/System Volume Information",
     ],
 )
 def test_hidden_folders_are_ignored(folder, place):
@@ -236,6 +259,16 @@ def test_file_and_class_names_that_are_not_utf8(tmp_path):
     assert data.name == "caf\\xe9 (folder of images)"
     (folder / "train/class0" / f"{cafe}.png").write_bytes(b"no image")
     assert "class0/caf\\xe9.png is not a readable image" in error_of(folder)
+
+
+def test_names_with_control_characters_stay_in_one_line(tmp_path):
+    """They are printed in logs, and titles of pictures."""
+    folder = write_images(tmp_path / "two\nlines", [*CLASSES[:9], "tab\tnew\u2028line"])
+    data = load_folder(folder)
+    assert data.name == "two\\nlines (folder of images)"
+    assert data.classes[9] == "tab\\tnew\\u2028line"
+    shutil.rmtree(folder / "train")
+    assert r"two\nlines does not contain train/" in error_of(folder)
 
 
 def test_accents_may_be_stored_in_two_ways(tmp_path):
@@ -335,14 +368,15 @@ def test_different_classes_in_train_and_test(folder):
     (folder / "test/class9").rename(folder / "test/wolf")
     message = error_of(folder)
     assert "pets: train/ and test/ must have the same classes, but " in message
-    assert "only train/ has class9 and only test/ has wolf." in message
+    assert "only train/ has class9 and only test/ has wolf: rename the folders alike" in message
 
 
 def test_too_few_classes(folder):
     shutil.rmtree(folder / "train/class4")
     shutil.rmtree(folder / "test/class4")
     message = error_of(folder)
-    assert "pets has 9 classes, but these networks distinguish 10. Found: class0, class1" in message
+    assert "pets has 9 classes, but these networks distinguish 10: give train/ and" in message
+    assert "ten folders of images. Found: class0, class1" in message
     assert "class4" not in message
 
 
@@ -350,7 +384,9 @@ def test_no_classes(folder):
     for split in ("train", "test"):
         shutil.rmtree(folder / split)
         (folder / split).mkdir()
-    assert "pets has 0 classes, but these networks distinguish 10. Found: none." in error_of(folder)
+    message = error_of(folder)
+    assert "pets has 0 classes, but these networks distinguish 10: give train/ and" in message
+    assert message.endswith("Found: none.")
 
 
 def test_many_classes_are_listed_in_short(tmp_path):
@@ -362,19 +398,19 @@ def test_many_classes_are_listed_in_short(tmp_path):
     assert len(message) < 700
 
 
-def test_empty_folder_of_a_file_system_is_named_first(folder):
+def test_empty_folder_is_named_first(folder):
     for split in ("train", "test"):
-        (folder / split / "lost+found").mkdir()
+        (folder / split / "unsorted").mkdir()
     expected = (
         "pets has 11 classes, but these networks distinguish 10; "
-        "lost+found contains no image: remove it. Found: class0,"
+        "unsorted contains no image: remove it. Found: class0,"
     )
     assert expected in error_of(folder)
 
 
 def test_empty_folder_in_one_split_is_named(folder):
-    (folder / "train/@eaDir").mkdir()
-    assert "only train/ has @eaDir; @eaDir contains no image: remove it." in error_of(folder)
+    (folder / "train/unsorted").mkdir()
+    assert "only train/ has unsorted; unsorted contains no image: remove it." in error_of(folder)
 
 
 def test_class_without_images(folder):
@@ -400,11 +436,43 @@ def test_truncated_image(folder):
     assert NO_IMAGE in error_of(folder)
 
 
-def test_file_that_cannot_be_read(folder):
-    (folder / "train/class0/0.png").unlink()
-    (folder / "train/class0/0.png").symlink_to("gone.png")
-    message = error_of(folder)
-    assert "0.png cannot be read (No such file or directory): check its permissions" in message
+@pytest.mark.parametrize("place", ["train/class0/0.png", "train/class0"])
+def test_link_to_nothing(folder, place):
+    (folder / place).rename(folder.parent / "moved")
+    (folder / place).symlink_to("gone")
+    expected = f"{folder / place} cannot be read (No such file or directory): remove this link"
+    assert error_of(folder).startswith(expected)
+
+
+@pytest.mark.parametrize("place", [".", "train", "train/class0"])
+def test_link_to_itself(folder, place):
+    link = folder / place
+    link.rename(folder.parent / "moved")
+    link.symlink_to(link)
+    expected = f"{link} cannot be read (Too many levels of symbolic links): remove this link"
+    assert error_of(folder).startswith(expected)
+
+
+def test_link_to_a_folder_around_it(folder):
+    """All images would be read forty times, and those of other classes, too."""
+    (folder / "train/class3/up").symlink_to("..")
+    assert error_of(folder) == (
+        f"{folder}/train/class3/up is a link to a folder that contains it: remove the link."
+    )
+
+
+def test_links_that_lead_to_each_other(folder):
+    (folder / "train/class3/more").symlink_to(folder / "train/class4")
+    (folder / "train/class4/more").symlink_to(folder / "train/class3")
+    assert "more is a link to a folder that contains it: remove the link." in error_of(folder)
+
+
+def test_image_that_cannot_be_read(folder, monkeypatch):
+    """Root may read everything, so that a replaced function forbids it."""
+    forbidden = Mock(side_effect=PermissionError(13, "Permission denied"))
+    monkeypatch.setattr(image_folder, "read_rgb", forbidden)
+    expected = "train/class0/0.png cannot be read (Permission denied): check its permissions"
+    assert expected in error_of(folder)
 
 
 @pytest.mark.parametrize("place", ["train", "train/class0", "train/class0/more"])

@@ -1,6 +1,7 @@
 """Classify images with a trained network."""
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import ImageOps
 from torch import nn
 
 from utils.errors import DataError, FileError
-from utils.files import load_tensors
+from utils.files import load_tensors, printable
 from utils.image_folder import UNREADABLE, as_tensor, read_rgb
 from utils.transforms import Normalize
 
@@ -32,6 +33,7 @@ class Classifier:
     """
 
     def __init__(self, path: str | Path, network: Callable[[], nn.Module] | None = None) -> None:
+        path = os.path.expanduser(path)
         content = load_tensors(path)
         if network is None:
             network = saved_network(content, path)
@@ -42,8 +44,8 @@ class Classifier:
             self.normalize = Normalize(content["mean"], content["std"])
         except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise FileError(
-                f"{path} does not hold weights of this network: give the weights.pt of a finished "
-                "run, and the network that it trained."
+                f"{printable(path)} does not hold weights of this network: give the weights.pt of "
+                "a finished run, and the network that it trained."
             ) from error
 
     @torch.inference_mode()
@@ -54,11 +56,11 @@ class Classifier:
         no image.
         """
         try:
-            picture = read_rgb(image)
+            picture = read_rgb(os.path.expanduser(image))
         except UNREADABLE as error:
             reason = getattr(error, "strerror", None) or "it is not an image that Pillow knows"
             raise DataError(
-                f"{image} cannot be read ({reason}): give a PNG or JPEG file."
+                f"{printable(image)} cannot be read ({reason}): give a PNG or JPEG file."
             ) from error
         square = ImageOps.fit(picture, (32, 32))
         pixels = as_tensor(np.array(square)[None])  # (1, 3, 32, 32), uint8
@@ -77,7 +79,8 @@ def saved_network(content: dict[str, Any], path: str | Path) -> Callable[[], nn.
         saved = {"class": NETWORKS[content["session"]], "arguments": {}}
     if not isinstance(saved, dict) or not isinstance(saved.get("class"), str):
         raise FileError(
-            f"{path} contains no trained network: give the weights.pt of a finished run."
+            f"{printable(path)} names no network, as a bare state_dict does not: "
+            "give the weights.pt of a finished run."
         )
     module, _, name = saved["class"].rpartition(".")
     arguments = saved.get("arguments")
@@ -90,6 +93,6 @@ def saved_network(content: dict[str, Any], path: str | Path) -> Callable[[], nn.
         else:
             return lambda: network(**arguments)
     raise FileError(
-        f"{path} holds the weights of {name}, which is not in models/: "
+        f"{printable(path)} holds the weights of {name}, which is not in models/: "
         f"load it from Python, with Classifier(path, network={name})."
     )

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.device import forked_random_state
 from utils.errors import DataError
+from utils.files import printable
 from utils.graphs import GraphedFunction
 from utils.recipes import Recipe
 from utils.settings import data_root, data_source, smoke
@@ -84,13 +86,17 @@ def load_data(source: str | Path | None = None) -> ImageData:
     if source == "auto":
         return load_cifar10_or_digits()
     if not str(source).strip():
-        raise DataError("--data is empty: give cifar10, digits, auto, or a folder of images.")
+        raise DataError(
+            "the name of the images is empty: set DATA or --data to cifar10, digits, auto, or a "
+            "folder of images."
+        )
     if "://" in str(source):
         raise DataError(
-            f"{source} is a URL, which is not supported: download and unpack the file, and set "
-            "DATA to the folder."
+            f"{printable(source)} is a URL, which is not supported: download and unpack the file, "
+            "and set DATA to the folder."
         )
-    return load_folder(Path(source).expanduser())
+    # Unlike Path.expanduser, this leaves "~" as it is if there is no home.
+    return load_folder(Path(os.path.expanduser(source)))
 
 
 def load_cifar10_or_digits() -> ImageData:
@@ -141,7 +147,7 @@ def load_folder(path: Path) -> ImageData:
     The data set is named "CIFAR-10" if its images and labels are exactly those of CIFAR-10, else
     after the folder.
     """
-    from utils.image_folder import CIFAR10_DIGESTS, digest, printable, read_folder
+    from utils.image_folder import CIFAR10_DIGESTS, digest, read_folder
 
     classes, train, test = read_folder(path)
     is_cifar10 = [digest(*train), digest(*test)] == CIFAR10_DIGESTS

@@ -8,12 +8,29 @@ import contextlib
 import io
 import os
 import pickle
-import zipfile
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from enum import Enum
+from numbers import Number
+from pathlib import Path, PurePath
 from typing import Any
 
 from utils.errors import FileError
+from utils.formats import DAMAGED, GIVE, RUNS_CODE, UNKNOWN, other_format
+
+
+def printable(name: str | Path) -> str:
+    """``name`` in one line, with escapes for what cannot be printed or saved as text.
+
+    That are control characters, and bytes that are not UTF-8.
+    """
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", escaped, text)
+
+
+def escaped(match: re.Match) -> str:
+    return match.group().encode("unicode_escape").decode()
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -27,8 +44,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
     except OSError as error:
         raise FileError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or fix the "
-            "folder's permissions, then run the same command again. "
+            f"{printable(path)} cannot be written ({error.strerror or error}): free some space or "
+            "fix the folder's permissions, then run the same command again. "
             "Files that were written before are intact."
         ) from error
     finally:
@@ -60,8 +77,14 @@ def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
         lock.release()
 
 
+SCALARS: tuple[type, ...] = (bool, int, float, complex, str, bytes)
+
+
 def as_bytes(content: dict) -> bytes:
-    """``content``, which holds tensors and plain values, as ``torch.save`` writes it to a file."""
+    """``content``, which holds tensors and plain values, as ``torch.save`` writes it to a file.
+
+    Raises FileError: ``content`` holds something that ``load_tensors`` would not read.
+    """
     import torch
 
     buffer = io.BytesIO()  # on a full disk, torch.save itself raises "unexpected pos 704 vs 598"
@@ -69,40 +92,68 @@ def as_bytes(content: dict) -> bytes:
     return buffer.getvalue()
 
 
-def plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, also inside dicts, lists and tuples.
+def plain(value: Any, name: str = "") -> Any:
+    """``value`` in the types that ``load_tensors`` reads, also inside dicts, lists and tuples.
 
-    ``load_tensors`` could not read them: to PyTorch, they are objects that could run code.
+    NumPy's numbers, fractions, enums and paths become Python's numbers and texts: to PyTorch, they
+    are objects that could run code. Raises FileError: ``name`` is or holds another object.
     """
-    if isinstance(value, dict):
-        return {plain(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return type(value)(plain(part) for part in value)
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return value.tolist()
-    return value
+        value = value.tolist()
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, dict):
+        parts = {
+            plain(key, name): plain(part, f"{name} {key}".strip()) for key, part in value.items()
+        }
+        return Counter(parts) if isinstance(value, Counter) else parts
+    if isinstance(value, (list, range)):
+        return [plain(part, name) for part in value]
+    if isinstance(value, tuple):
+        return tuple(plain(part, name) for part in value)
+    if isinstance(value, (set, frozenset)):
+        return {plain(part, name) for part in value}
+    return plain_scalar(value, name)
+
+
+def plain_scalar(value: Any, name: str) -> Any:
+    """A single ``value`` in a type that ``load_tensors`` reads; raises FileError."""
+    import torch
+
+    if value is None or isinstance(value, (torch.Tensor, torch.dtype, torch.device)):
+        return value
+    for scalar in SCALARS:
+        if isinstance(value, scalar):
+            return scalar(value)
+    if isinstance(value, Number):  # a fraction or a decimal
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, PurePath):
+        return str(value)
+    raise FileError(
+        f"{name} is a {type(value).__name__}, which a file of weights cannot hold: "
+        "use numbers, texts, tensors, lists and dicts."
+    )
 
 
 def load_tensors(path: str | Path) -> dict:
     """What ``as_bytes`` made of tensors and plain values, on the CPU.
 
-    Raises FileError: the file is damaged, or holds objects that could run code.
+    Raises FileError: the file is damaged, of another format, or holds objects that could run code.
     """
     import torch
 
-    wrong = "is not a weights file: give the weights.pt of a run."
+    path = Path(os.path.expanduser(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(content, dict):
-            return content
+        wrong = other_format(path)
+        if not wrong:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(content, dict):
+                return content
+            wrong = UNKNOWN
+    except OSError as error:
+        wrong = f"cannot be read ({error.strerror or error}): {GIVE}"
     except pickle.UnpicklingError:
-        if zipfile.is_zipfile(path):
-            wrong = (
-                "contains objects that could run code, so it was not loaded: "
-                "only use files of this program."
-            )
-    except (OSError, EOFError, RuntimeError) as error:
-        wrong = "is damaged or truncated: download it again, or move it away and train again."
-        if isinstance(error, OSError) and error.filename:
-            wrong = f"cannot be read ({error.strerror}): give the weights.pt of a run."
-    raise FileError(f"{path} {wrong}")
+        wrong = RUNS_CODE
+    except Exception:  # what PyTorch raises for a damaged file depends on the damage
+        wrong = DAMAGED
+    raise FileError(f"{printable(path)} {wrong}.")

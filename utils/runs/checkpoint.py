@@ -1,5 +1,6 @@
 """What a run saves: its state after each epoch, its log and history, and the trained network."""
 
+import inspect
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +42,7 @@ def save_checkpoint(
     """
     content = network | {
         "optimizer": step.optimizer.state_dict(),
-        "scheduler": step.scheduler.state_dict(),
+        "scheduler": without_code(step.scheduler.state_dict()),
         "scaler": step.scaler.state_dict(),
         "precision": step.precision,
         "random": random_state(step.device),
@@ -49,6 +50,15 @@ def save_checkpoint(
     }
     folder.write("checkpoint.pt", as_bytes(content))
     write_history(folder, history)
+
+
+def without_code(state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` without functions and classes, which a file cannot hold and no step changes."""
+    return {
+        name: value
+        for name, value in state.items()
+        if not inspect.isroutine(value) and not inspect.isclass(value)
+    }
 
 
 def load_checkpoint(folder: RunFolder) -> dict | None:
