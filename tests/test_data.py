@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_url_is_not_supported():
 
 @pytest.mark.parametrize("source", ["", " "])
 def test_empty_source_is_not_the_current_folder(source):
-    with pytest.raises(DataError, match=r"^--data is empty: give cifar10, digits, auto, or a fol"):
+    with pytest.raises(DataError, match=r"^the name of the images is empty: set DATA or --data to"):
         load_data(source)
 
 
@@ -79,6 +80,16 @@ def test_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert data_root() == tmp_path / "data"
     write_images(tmp_path / "pets")
     assert load_data("~/pets").name == "pets (folder of images)"
+
+
+def test_tilde_without_a_home_is_a_name(monkeypatch):
+    """As in a shell; Path.expanduser would raise a RuntimeError."""
+    monkeypatch.setenv("RUNS", "~nobody-of-this-name/runs")
+    monkeypatch.setenv("DATA_ROOT", "~nobody-of-this-name/data")
+    assert runs_folder() == Path("~nobody-of-this-name/runs")
+    assert data_root() == Path("~nobody-of-this-name/data")
+    with pytest.raises(DataError, match=r"^~nobody-of-this-name/pets does not exist: set DATA"):
+        load_data("~nobody-of-this-name/pets")
 
 
 def test_digest_is_that_of_all_bytes():

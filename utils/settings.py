@@ -11,7 +11,7 @@ def smoke() -> bool:
 
 def runs_folder() -> Path:
     """``RUNS``, the folder of all runs; default ``runs/``."""
-    return Path(os.environ.get("RUNS") or "runs").expanduser()
+    return Path(os.path.expanduser(os.environ.get("RUNS") or "runs"))
 
 
 def run_folder(name: str) -> Path:
@@ -26,4 +26,4 @@ def data_source() -> str:
 
 def data_root() -> Path:
     """``DATA_ROOT``, the folder of CIFAR-10's archive; default ``data/``."""
-    return Path(os.environ.get("DATA_ROOT") or "data").expanduser()
+    return Path(os.path.expanduser(os.environ.get("DATA_ROOT") or "data"))
