@@ -7,6 +7,7 @@
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -172,6 +173,8 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # The pictures are files; a backend for windows, as the user may have set it, may be missing.
+    os.environ["MPLBACKEND"] = "agg"
     # Clusters send SIGTERM; it is handled like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

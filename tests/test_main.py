@@ -200,7 +200,7 @@ WRONG_VALUES = {
     "batch size": (["--batch-size", "0"], "batch_size is 0"),
     "seed": (["--seed", "-1"], "seed is -1"),
     "max LR": (["--max-lr", "nan"], "max LR is nan"),
-    "data": (["--data", ""], "--data is empty"),
+    "data": (["--data", ""], "the name of the images is empty"),
 }
 
 
@@ -227,6 +227,23 @@ def test_help_comes_without_pytorch(words):
 def test_training_starts_without_what_only_others_need():
     code = "import utils.sessions, utils.classify, utils.data\nutils.data.load_data('digits')"
     assert imported_by(code, "torch", "torchvision", "pytorch_grad_cam") == ["torch"]
+
+
+@pytest.mark.parametrize("backend", ["bogus", "module://nothing.here"])
+def test_pictures_do_not_depend_on_the_backend_for_windows(tmp_path, backend):
+    """As MPLBACKEND or a matplotlibrc names it, for other programs."""
+    settings = tmp_path / "matplotlibrc"
+    settings.write_text("backend: module://nothing.here\n")
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['main.py', 'runs']\n"
+        "runpy.run_path('main.py', run_name='__main__')\n"
+        "from utils import plots\n"
+        "plots.figure(1, 1, (1, 1), 'title')"
+    )
+    variables = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(settings), "RUNS": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True)
 
 
 def printing(count: int) -> list[str]:
