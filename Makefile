@@ -3,7 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARALLEL := -n auto  # one process per core
-CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: install a newer one, then run make PYTHON=python3.11"; exit 2; }
+# Whether the Python of .venv is there, new enough and complete; -I ignores the user's settings.
+USABLE := $(RUN) -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11: install a newer one, then run make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+
+# What users have set for their other programs, or git for its hooks.
+unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS MPLBACKEND MATPLOTLIBRC
+unexport GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+
+# A .venv whose Python is gone, too old or without pip is made anew, however new its .ready is.
+ifneq ($(shell $(USABLE) && echo yes),yes)
+.PHONY: $(VENV)/.ready
+endif
 
 .PHONY: help session7 session8 session9 test check coverage bench publish colab clean
 .DELETE_ON_ERROR:
@@ -50,13 +61,13 @@ publish: $(VENV)/.ready
 # REPO=owner/name or the address of a repository on GitHub; make publish REPO= leaves all links alone
 REPO ?= origin
 colab:
-	$(CHECK_PYTHON)
+	@$(CHECK_PYTHON)
 	@$(PYTHON) -m tools.colab --repository "$(REPO)"
 
 $(VENV)/.ready: requirements.txt requirements-notebook.txt constraints.txt
-	$(CHECK_PYTHON)
-	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install -r requirements.txt -c constraints.txt
+	@$(USABLE) || $(CHECK_PYTHON)
+	@$(USABLE) || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	$(RUN) -m pip install -r requirements.txt -c constraints.txt || { echo "The packages could not be installed: run make $(MAKECMDGOALS) again, after make clean if an earlier installation was interrupted"; exit 2; }
 	touch $@
 
 # runs/ stays: it may hold hours of training
