@@ -99,6 +99,14 @@ def test_network_outside_of_models_must_be_given(weights):
         Classifier(weights)
 
 
+def test_tilde_is_the_home_folder(weights, tmp_path, monkeypatch):
+    """No shell replaces it in --checkpoint=~/weights.pt, and none in Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_weights(weights, TransformerModel, DIGITS)
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    assert len(Classifier("~/weights.pt")("~/black.png")) == 3
+
+
 def test_network_that_is_given(weights):
     model = save_weights(weights, Own, DIGITS)
     loaded = Classifier(weights, network=Own).model

@@ -1,6 +1,7 @@
 """An interrupted run resumes and ends as if it had not been interrupted; other runs are kept."""
 
 import csv
+import errno
 import importlib
 import io
 import itertools
@@ -535,11 +536,40 @@ def test_folder_in_use_by_another_process(folder):
     lock_folder(folder)
 
 
-def test_folder_on_a_disk_without_locks(folder, monkeypatch):
-    no_locks = Mock(side_effect=OSError(38, "Function not implemented"))
-    monkeypatch.setattr("utils.runs.folder.FileLock.acquire", no_locks)
-    with pytest.raises(FileError, match=r"\.run\.lock cannot be locked .* set RUNS to a local"):
+LOCAL = "set RUNS to a local folder"
+OTHER_DISK = "free some space, or set RUNS to a folder on another disk"
+WRITABLE = "set RUNS to a writable folder"
+
+UNLOCKABLE = [
+    (OSError(errno.ENOSYS, "Function not implemented"), LOCAL),
+    (OSError(errno.ENOLCK, "No locks available"), LOCAL),
+    (NotImplementedError("this file system has no locks"), LOCAL),
+    (OSError(errno.ENOSPC, "No space left on device"), OTHER_DISK),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), OTHER_DISK),
+    (OSError(errno.EROFS, "Read-only file system"), WRITABLE),
+    (PermissionError(errno.EACCES, "Permission denied"), WRITABLE),
+    (OSError(errno.ENAMETOOLONG, "File name too long"), "choose a shorter name of the run"),
+]
+
+
+@pytest.mark.parametrize("error, remedy", UNLOCKABLE, ids=[str(error) for error, _ in UNLOCKABLE])
+def test_remedy_suits_the_reason_why_a_folder_cannot_be_locked(folder, monkeypatch, error, remedy):
+    monkeypatch.setattr("utils.runs.folder.FileLock.acquire", Mock(side_effect=error))
+    with pytest.raises(FileError) as caught:
         cells_of(folder)
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    assert f".run.lock cannot be locked ({reason}): {remedy}" in str(caught.value)
+
+
+def test_folder_on_a_disk_that_is_full(folder, monkeypatch):
+    cells = cells_of(folder)
+    cells.make_schedule()
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=full))
+    with pytest.raises(
+        FileError, match=rf"run cannot be created \(No space left.*\): {OTHER_DISK}"
+    ):
+        cells.fit()
 
 
 def test_folder_whose_parent_cannot_be_created(tmp_path):

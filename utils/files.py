@@ -142,9 +142,8 @@ def load_tensors(path: str | Path) -> dict:
     """
     import torch
 
-    path = Path(os.path.expanduser(path))
     try:
-        wrong = other_format(path)
+        wrong = other_format(Path(path))
         if not wrong:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if isinstance(content, dict):

@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from utils.errors import FileError
-from utils.files import replace_file
+from utils.files import printable, replace_file
 from utils.runs.plan import Plan, as_json_reads, differences
 
 LOCKS: dict[Path, FileLock] = {}  # of the folders of this process, held until it exits
@@ -63,7 +63,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be created ({error.strerror}): set RUNS to a writable folder."
+                f"{printable(self.path)} cannot be created ({reason_of(error)}): "
+                f"{remedy_for(error)}."
             ) from error
 
     def start(self, plan: Plan) -> None:
@@ -106,7 +107,7 @@ class RunFolder:
             self.path.rename(aside)
         except OSError as error:
             raise FileError(
-                f"{self.path} cannot be renamed ({error.strerror}): move it away."
+                f"{printable(self.path)} cannot be renamed ({error.strerror}): move it away."
             ) from error
         return aside
 
@@ -121,17 +122,31 @@ def lock_folder(folder: Path) -> None:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise FileError(
-            f"{folder} is in use by another notebook or terminal: end that one "
+            f"{printable(folder)} is in use by another notebook or terminal: end that one "
             "(in Jupyter: Kernel → Shut Down), or set RUNS to another folder."
         ) from error
     except (OSError, NotImplementedError) as error:
-        remedy = "a local folder" if no_locks(error) else "a writable folder"
         raise FileError(
-            f"{lock.lock_file} cannot be locked ({error}): set RUNS to {remedy}."
+            f"{printable(lock.lock_file)} cannot be locked ({reason_of(error)}): "
+            f"{remedy_for(error)}."
         ) from error
 
 
-def no_locks(error: Exception) -> bool:
-    """Whether the file system has no locks, as some network file systems."""
-    codes = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in codes
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # as on some network file systems
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def reason_of(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def remedy_for(error: Exception) -> str:
+    """What to do if a run's folder cannot be created or locked."""
+    code = getattr(error, "errno", None)
+    if isinstance(error, NotImplementedError) or code in NO_LOCKS:
+        return "set RUNS to a local folder"
+    if code in NO_SPACE:
+        return "free some space, or set RUNS to a folder on another disk"
+    if code == errno.ENAMETOOLONG:
+        return "choose a shorter name of the run or of the folder RUNS"
+    return "set RUNS to a writable folder"
