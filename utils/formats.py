@@ -41,11 +41,14 @@ BEGINNINGS = {
 
 
 def other_format(path: Path) -> str:
-    """What the file is and what to do; "" if it may be one of PyTorch's. Raises OSError."""
+    """What the file is and what to do; "" if it may be one of PyTorch's.
+
+    Raises OSError, or BadZipFile: a zip archive is damaged.
+    """
     with open(path, "rb") as file:
         start = file.read(1024)
-    if start.startswith(ZIP):  # a zip archive ends with its table of contents
-        return format_of_zip(path) if zipfile.is_zipfile(path) else DAMAGED
+    if start.startswith(ZIP):
+        return format_of_zip(path)
     if not start.strip(b"\0"):
         return EMPTY
     return "" if start.startswith(OLD_FORM) else format_of_beginning(start)
@@ -65,18 +68,15 @@ def format_of_beginning(start: bytes) -> str:
 
 def format_of_zip(path: Path) -> str:
     """What a zip archive is, by the names in it; "" if it is a sound one of ``torch.save``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            ends = {name.rpartition("/")[2] for name in names}
-            if "constants.pkl" in ends:
-                return f"is a TorchScript program: {GIVE}"
-            if "archive_format" in ends:
-                return f"is a program of torch.export: {GIVE}"
-            if "data.pkl" in ends:
-                return DAMAGED if archive.testzip() else ""  # PyTorch checks no checksums
-    except zipfile.BadZipFile:
-        return DAMAGED
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        ends = {name.rpartition("/")[2] for name in names}
+        if "constants.pkl" in ends:
+            return f"is a TorchScript program: {GIVE}"
+        if "archive_format" in ends:
+            return f"is a program of torch.export: {GIVE}"
+        if "data.pkl" in ends:
+            return DAMAGED if archive.testzip() else ""  # PyTorch checks no checksums
     if names and all(name.endswith(".npy") for name in names):
         return f"is a file of NumPy's arrays: {GIVE}"
     if {"config.json", "metadata.json"} <= ends:
