@@ -11,8 +11,9 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from enum import Enum
-from numbers import Number
+from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -125,8 +126,8 @@ def plain_scalar(value: Any, name: str) -> Any:
     for scalar in SCALARS:
         if isinstance(value, scalar):
             return scalar(value)
-    if isinstance(value, Number):  # a fraction or a decimal
-        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, (Real, Decimal)):  # a fraction, for example
+        return float(value)
     if isinstance(value, PurePath):
         return str(value)
     raise FileError(
