@@ -283,6 +283,7 @@ NEEDED = (
     "utils/__init__.py",
     "utils/errors.py",
     "utils/files.py",
+    "utils/formats.py",
     "utils/git.py",
 )
 

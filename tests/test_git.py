@@ -235,6 +235,18 @@ def test_commit_is_not_marked_for_files_that_git_does_not_track(committed):
     assert current_commit() == before
 
 
+def test_commit_is_that_of_the_project_in_a_hook_of_another_repository(
+    committed, tmp_path, monkeypatch
+):
+    before = current_commit()
+    other = tmp_path / "other"
+    other.mkdir()
+    make_repository(other)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert current_commit() == before
+
+
 def test_commit_without_git_is_empty(committed, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert current_commit() == ""

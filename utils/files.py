@@ -64,9 +64,8 @@ def one_process_at_a_time(path: Path, work: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
-    with contextlib.suppress(
-        OSError, NotImplementedError
-    ):  # in a read-only folder, or on a disk without locks
+    # A read-only folder or a disk without locks is no obstacle.
+    with contextlib.suppress(OSError, NotImplementedError):
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -89,11 +88,11 @@ def as_bytes(content: dict) -> bytes:
     import torch
 
     buffer = io.BytesIO()  # on a full disk, torch.save itself raises "unexpected pos 704 vs 598"
-    torch.save(plain(content), buffer)
+    torch.save(plain_values(content), buffer)
     return buffer.getvalue()
 
 
-def plain(value: Any, name: str = "") -> Any:
+def plain_values(value: Any, name: str = "") -> Any:
     """``value`` in the types that ``load_tensors`` reads, also inside dicts, lists and tuples.
 
     NumPy's numbers, fractions, enums and paths become Python's numbers and texts: to PyTorch, they
@@ -104,20 +103,20 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, dict):
-        parts = {
-            plain(key, name): plain(part, f"{name} {key}".strip()) for key, part in value.items()
-        }
+        parts = {}
+        for key, part in value.items():
+            parts[plain_values(key, name)] = plain_values(part, f"{name} {key}".strip())
         return Counter(parts) if isinstance(value, Counter) else parts
     if isinstance(value, (list, range)):
-        return [plain(part, name) for part in value]
+        return [plain_values(part, name) for part in value]
     if isinstance(value, tuple):
-        return tuple(plain(part, name) for part in value)
+        return tuple(plain_values(part, name) for part in value)
     if isinstance(value, (set, frozenset)):
-        return {plain(part, name) for part in value}
-    return plain_scalar(value, name)
+        return {plain_values(part, name) for part in value}
+    return scalar_of_python(value, name)
 
 
-def plain_scalar(value: Any, name: str) -> Any:
+def scalar_of_python(value: Any, name: str) -> Any:
     """A single ``value`` in a type that ``load_tensors`` reads; raises FileError."""
     import torch
 

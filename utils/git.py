@@ -23,6 +23,10 @@ ON_GITHUB = re.compile(
 NO_RESULTS = (":!benchmarks/seeds.csv", ":!README.md", ":!static")
 
 
+# As git sets them in its hooks: the project's folder decides about the repository.
+OF_ANOTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+
+
 class GitError(UserError):
     """git refuses the repository or cannot read it."""
 
@@ -37,6 +41,8 @@ def git(*words: str) -> str:
     Raises GitError: the command fails, or there is no git.
     """
     environment = os.environ | {"LC_ALL": "C"}  # messages in English, which `failure` reads
+    for name in OF_ANOTHER_REPOSITORY:
+        environment.pop(name, None)
     try:
         done = subprocess.run(
             ["git", *words],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib.style
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -31,7 +31,7 @@ Predictions = tuple[Tensor, Tensor]  # logits (N, 10) and labels (N,) of the tes
 @contextmanager
 def style() -> Iterator[None]:
     """Draw alike whatever matplotlibrc says; characters that the font lacks become boxes."""
-    with plt.style.context("default"), warnings.catch_warnings():
+    with matplotlib.style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 
@@ -44,14 +44,12 @@ def escaped(text: str) -> str:
 def figure(
     rows: int, columns: int, size: tuple[float, float], title: str
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a title, and its axes row by row.
+    """A figure with a title, and its axes row by row. ``size`` is in inches.
 
-    It is closed, so that a notebook shows it only on demand. ``size`` is in inches.
+    It is made without pyplot: it needs no backend, and a notebook shows it only on demand.
     """
-    fig, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained", dpi=150
-    )
-    plt.close(fig)
+    fig = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False)
     fig.suptitle(escaped(title))
     return fig, list(axes.flat)
 
@@ -257,7 +255,7 @@ def signal_rank(model: TransformerModel, data: ImageData) -> Figure:
     images = network_inputs(model, data, torch.arange(0, count, max(1, count // 500)))
     networks = explain.initial_networks() | {"the same, trained": model}
     stages = ("convolutions", "block 1", "block 2", "block 3", "block 4")
-    colors = plt.cm.viridis(torch.linspace(0, 0.9, 5).numpy())  # type: ignore[attr-defined]
+    colors = matplotlib.colormaps["viridis"](torch.linspace(0, 0.9, 5).numpy())
     title = f"How much of the signal survives · {data.name}"
     fig, axes = figure(2, 2, (6.4, 6.4), title)
     for ax, (name, network) in zip(axes, networks.items(), strict=True):
