@@ -298,6 +298,7 @@ def restored_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_missing_compiler_is_an_error_of_the_compiler(restored_compiler):
     no_compiler = {"cpp.cxx": ("/bin/false",), "force_disable_caches": True}
     with torch._inductor.config.patch(no_compiler), pytest.raises(Exception) as caught:

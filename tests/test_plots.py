@@ -367,7 +367,7 @@ def test_dollar_signs_are_no_mathematics():
     assert figure.get_suptitle().endswith(r"a\$b\$c")
 
 
-def test_figures_are_closed_so_that_no_notebook_shows_them_twice(data):
+def test_figures_are_unknown_to_pyplot_so_that_no_notebook_shows_them_twice(data):
     plots.lr_history_plot(HISTORY, data)
     assert plt.get_fignums() == []
 

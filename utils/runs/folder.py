@@ -28,14 +28,14 @@ class RunFolder:
         if temporary:
             shutil.rmtree(path, ignore_errors=True)
         self.waiting: dict[str, bytes] = {}
-        self.wait_for_start()
+        self.hold_back()
         self.finished_here = False  # by this process, so that its cells may run again
 
-    def wait_for_start(self) -> None:
-        """Keep files in memory from now on if there is a run in the folder, until ``start``."""
-        self.started = not self.holds_a_run()
+    def hold_back(self) -> None:
+        """If there is a run in the folder, keep files in memory from now on, until ``start``."""
+        self.holds_back = self.contains_a_run()
 
-    def holds_a_run(self) -> bool:
+    def contains_a_run(self) -> bool:
         """Whether a run, of whatever plan, has started in the folder."""
         return any(
             (self.path / name).exists() for name in ("plan.json", "checkpoint.pt", "run.json")
@@ -43,7 +43,7 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically, or keep it until the run starts; raises FileError."""
-        if not self.started:
+        if self.holds_back:
             self.waiting[name] = content
             return
         self.make()
@@ -74,7 +74,7 @@ class RunFolder:
         if reason:
             print(f"The earlier run was moved to {self.move_aside()}/: {reason}.", flush=True)
             self.finished_here = False
-        self.started = True
+        self.holds_back = False
         self.make()
         for half in self.path.glob(".*.part"):  # left by a run that was killed while saving
             half.unlink()
@@ -85,7 +85,7 @@ class RunFolder:
 
     def why_another_run(self, plan: Plan) -> str:
         """Why the folder's run is another one than ``plan``'s; "" if it is not, or is absent."""
-        if not self.holds_a_run():
+        if not self.contains_a_run():
             return ""
         earlier = self.read_json("plan.json")
         if earlier is None:

@@ -111,7 +111,7 @@ class Run:
         self.model = model
         self.weights_at_start = copy.deepcopy(model.state_dict())
         self.random_at_start = random_state(self.device)
-        self.folder.wait_for_start()
+        self.folder.hold_back()
         self.search = None
         self.search_json = None
         self.forget_results()
