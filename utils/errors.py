@@ -37,7 +37,8 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
         smaller = max(1, batch_size // 2)
         raise TrainingError(
             f"out of memory with batches of {batch_size} images: try {smaller} (notebook: "
-            f".replace(batch_size={smaller}) after the recipe; main.py: --batch-size {smaller})."
+            f"SESSION….replace(batch_size={smaller}) in the cell with Run.open; "
+            f"main.py: --batch-size {smaller})."
         ) from error
 
 
@@ -53,7 +54,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Exit with one line for a UserError, or if standard output is closed, full or gone."""
+    """Exit with one line: for a UserError, without memory, or without standard output."""
     if sys.stdout is None:  # closed: print does nothing, but others expect a stream
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -63,6 +64,10 @@ def one_line_errors(program: str) -> Iterator[None]:
         sys.stdout.flush()  # here, so that an error is still caught
     except UserError as error:
         sys.exit(f"{program}: {error}")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(f"{program}: out of memory: close other programs, then run the command again.")
     except OSError as error:
         if error.filename is not None:
             raise
