@@ -165,8 +165,9 @@ def compile_where_it_pays(model: nn.Module, device: torch.device, steps: int) ->
     """
     if device.type != "cpu" or steps < 1000:
         return
-    # It would warn on machines without CUDA.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # The first would warn on machines without CUDA, the second of a backward pass that fails.
+    for name in ("torch.utils.cpp_extension", "torch._functorch._aot_autograd"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         model.compile()
     except RuntimeError:  # this PyTorch cannot compile under this Python
