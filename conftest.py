@@ -12,8 +12,9 @@ from nbval.kernel import RunningKernel
 os.environ["EVA8_SMOKE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is one worker for each core
     os.environ["OMP_NUM_THREADS"] = "1"
-# As git sets them in hooks: a test that calls git would change the repository of the hook.
-for name in [name for name in os.environ if name.startswith("GIT_")]:
+# As git sets them in hooks: a test that calls git would change the repository of the hook. As make
+# sets them: a make that a test calls would be a part of `make test`.
+for name in [name for name in os.environ if name.startswith(("GIT_", "MAKE", "MFLAGS"))]:
     del os.environ[name]
 
 

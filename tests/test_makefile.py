@@ -59,13 +59,12 @@ def project(tmp_path):
 
 
 def make(project: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
-    """``make session9`` with the stand-ins, also from within `make test`."""
-    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
-    environment["PATH"] = f"{project / 'bin'}:{environment['PATH']}"
+    """``make session9`` with the stand-ins."""
+    path = f"{project / 'bin'}:{os.environ['PATH']}"
     return subprocess.run(
         ["make", "session9", *words],
         cwd=project,
-        env=environment | variables,
+        env=os.environ | {"PATH": path} | variables,
         capture_output=True,
         text=True,
     )
