@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PARALLEL := -n auto  # one process per core
+EXIT_IF_OLD := sys.exit(sys.version_info < (3, 11))
 # Whether the Python of .venv is there, new enough and complete; -I ignores the user's settings.
-USABLE := $(RUN) -I -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
-CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11: install a newer one, then run make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+USABLE := $(RUN) -I -c 'import pip, sys; $(EXIT_IF_OLD)' 2>/dev/null
+CHECK_PYTHON = $(PYTHON) -c 'import sys; $(EXIT_IF_OLD)' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11: install a newer one, then run make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 
 # What users have set for their other programs, or git for its hooks.
 unexport PYTHONPATH PYTHONHOME PYTHONOPTIMIZE PYTHONWARNINGS MPLBACKEND MATPLOTLIBRC

@@ -157,20 +157,23 @@ def broken_kernel(folder, source: str) -> subprocess.Popen:
     return start(folder, PYTHONPATH=os.pathsep.join([str(ROOT), str(folder / "broken")]))
 
 
-def test_kernel_that_dies_at_its_start_is_one_line(tmp_path):
-    with broken_kernel(tmp_path, "import no_such_package") as run:
+def line_of_broken_kernel(folder, source: str) -> str:
+    """The one line with which the run ends."""
+    with broken_kernel(folder, source) as run:
         error = run.stderr.read().strip()
     assert run.returncode == 1
     assert "\n" not in error
+    return error
+
+
+def test_kernel_that_dies_at_its_start_is_one_line(tmp_path):
+    error = line_of_broken_kernel(tmp_path, "import no_such_package")
     assert "ModuleNotFoundError: No module named 'no_such_package'" in error
     assert "unset PYTHONPATH" in error
 
 
 def test_kernel_that_dies_without_a_word_is_one_line(tmp_path):
-    with broken_kernel(tmp_path, "raise SystemExit(1)") as run:
-        error = run.stderr.read().strip()
-    assert run.returncode == 1
-    assert "\n" not in error
+    error = line_of_broken_kernel(tmp_path, "raise SystemExit(1)")
     assert "kernel does not start" in error
 
 

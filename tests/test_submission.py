@@ -1,7 +1,6 @@
 """The submission shows the run in the order of the assignment page, or says why not."""
 
 import re
-from unittest.mock import Mock
 
 import pytest
 
@@ -116,8 +115,11 @@ def test_submission_has_the_address_that_is_given(finished):
 
 
 @pytest.mark.parametrize("address", ["", "https://github.com/OWNER/NAME"])
-def test_without_an_address_the_submission_has_that_of_git(finished, monkeypatch, address):
-    monkeypatch.setattr("utils.runs.run.repository", Mock(return_value="https://host/me/mine"))
+def test_without_an_address_the_submission_has_that_of_git(
+    finished, tmp_path, monkeypatch, address
+):
+    project = make_project(tmp_path, "project", monkeypatch)
+    make_repository(project, remote="https://host/me/mine")
     assert "Repository: https://host/me/mine\n" in submission(finished, address)
 
 

@@ -209,7 +209,10 @@ def check_unchanged(thing: Any) -> None:
     functions = functions_of(thing)
     for path in own_files(functions):
         if not is_as_imported(thing, functions, path):
-            raise changed(path)
+            raise TrainingError(
+                f"{path.name} has changed since it was imported: restart the kernel, "
+                "then run all cells, so that the new code trains."
+            )
 
 
 def check_constant(thing: Any, name: str, value: object) -> None:
@@ -238,13 +241,6 @@ def own_files(functions: list[FunctionType]) -> list[Path]:
     """The files that define some functions, without those of libraries and a notebook's cells."""
     paths = {Path(function.__code__.co_filename) for function in functions}
     return [path for path in paths if path.is_file() and not is_library(path)]
-
-
-def changed(path: Path) -> TrainingError:
-    return TrainingError(
-        f"{path.name} has changed since it was imported: restart the kernel, "
-        "then run all cells, so that the new code trains."
-    )
 
 
 def is_library(path: Path) -> bool:

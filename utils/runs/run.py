@@ -32,7 +32,6 @@ from utils.device import (
 )
 from utils.errors import TrainingError
 from utils.files import as_bytes
-from utils.git import repository
 from utils.optimizers import group_settings, restore_group_settings
 from utils.recipes import Recipe
 from utils.runs import report
@@ -381,8 +380,8 @@ class Run:
         facts = self.folder.read_json("run.json")
         if facts is None or self.history.epochs < self.recipe.epochs:
             raise TrainingError("there is no finished run to hand in: call run.finish() first.")
-        if not address or "OWNER/NAME" in address:
-            address = repository()
+        if "OWNER/NAME" in address:
+            address = ""
         log = (self.folder.path / "training_log.txt").read_text("utf-8")
         source = (self.folder.path / "network.py").read_text("utf-8")
         text = report.submission_text(facts, address, source, log)
